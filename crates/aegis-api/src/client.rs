@@ -1,0 +1,173 @@
+//! The client of the control socket.
+
+use std::path::{Path, PathBuf};
+
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::net::UnixStream;
+
+use crate::control::{Problem, WrapHello};
+
+/// Asks a daemon over its control socket; one connection per question.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+/// Why there was no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error(
+        "no Aegis daemon answers at {socket} ({source}); start one with `aegis up`, or name its socket with --socket"
+    )]
+    Away {
+        /// Where.
+        socket: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The daemon refused; its own sentence.
+    #[error("{message}")]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// The sentence.
+        message: String,
+    },
+    /// What answered is not a daemon of this version.
+    #[error("the answer at {socket} is not one of an Aegis daemon of this version: {detail}")]
+    Foreign {
+        /// Where.
+        socket: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+}
+
+impl Client {
+    /// A client of the daemon behind `socket`.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into() }
+    }
+
+    /// The socket.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// `GET path`.
+    ///
+    /// # Errors
+    /// When nobody answers, or the daemon refuses.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.json(self.send(Method::GET, path, None).await?)
+    }
+
+    /// `GET path`, as text.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn get_text(&self, path: &str) -> Result<String, ClientError> {
+        let bytes = self.send(Method::GET, path, None).await?;
+        String::from_utf8(bytes.to_vec()).map_err(|error| self.foreign(error))
+    }
+
+    /// `POST path` with a JSON body.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn post<Q: Serialize + ?Sized, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &Q,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| self.foreign(error))?;
+        self.json(self.send(Method::POST, path, Some(body)).await?)
+    }
+
+    /// Opens a wrapper's stream of frames.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn wrap(
+        &self,
+        hello: &WrapHello,
+    ) -> Result<TokioIo<hyper::upgrade::Upgraded>, ClientError> {
+        let body = serde_json::to_vec(hello).map_err(|error| self.foreign(error))?;
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri("/v1/wrap")
+            .header(header::HOST, "aegis")
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::CONNECTION, "upgrade")
+            .header(header::UPGRADE, "aegis-wrap")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| self.foreign(error))?;
+        let response = self.exchange(request).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let status = response.status();
+            let bytes = response.collect().await.map_err(|error| self.foreign(error))?.to_bytes();
+            return Err(self.refused(status, &bytes));
+        }
+        let upgraded = hyper::upgrade::on(response).await.map_err(|error| self.foreign(error))?;
+        Ok(TokioIo::new(upgraded))
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<Bytes, ClientError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "aegis")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body.unwrap_or_default())))
+            .map_err(|error| self.foreign(error))?;
+        let response = self.exchange(request).await?;
+        let status = response.status();
+        let bytes = response.collect().await.map_err(|error| self.foreign(error))?.to_bytes();
+        if status.is_success() { Ok(bytes) } else { Err(self.refused(status, &bytes)) }
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<hyper::Response<hyper::body::Incoming>, ClientError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|source| {
+            ClientError::Away { socket: self.socket.display().to_string(), source }
+        })?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.foreign(error))?;
+        tokio::spawn(connection.with_upgrades());
+        sender.send_request(request).await.map_err(|error| self.foreign(error))
+    }
+
+    fn json<T: DeserializeOwned>(&self, bytes: Bytes) -> Result<T, ClientError> {
+        serde_json::from_slice(&bytes).map_err(|error| self.foreign(error))
+    }
+
+    fn refused(&self, status: StatusCode, bytes: &[u8]) -> ClientError {
+        let message = serde_json::from_slice::<Problem>(bytes).map_or_else(
+            |_| format!("the daemon at {} answered {status}", self.socket.display()),
+            |problem| problem.message,
+        );
+        ClientError::Refused { status: status.as_u16(), message }
+    }
+
+    fn foreign(&self, error: impl std::fmt::Display) -> ClientError {
+        ClientError::Foreign {
+            socket: self.socket.display().to_string(),
+            detail: error.to_string(),
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! The contract between Aegis' processes: what the daemon answers on its control socket, and the
+//! client that asks.
+//!
+//! When changing this: adding an optional member is compatible; renaming or removing one is not
+//! and needs a new path under `/v2`.
+
+pub mod client;
+pub mod control;
+pub mod frame;
+
+pub use client::{Client, ClientError};

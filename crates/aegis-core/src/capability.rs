@@ -1,0 +1,144 @@
+//! Capabilities: what an identity may ever do, as `action:resource`.
+//!
+//! Matched by whole segments, never by prefix: `read:data` does not cover `read:database`.
+
+use std::{fmt, str::FromStr};
+
+/// A grant of the form `action:resource`, such as `call:sqlite/read_query` or `read:files/**`.
+///
+/// The action is one word or `*`. The resource is segments separated by `/`; a segment `*` stands
+/// for exactly one segment, a final `**` for one or more.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Capability {
+    action: String,
+    resource: Vec<String>,
+}
+
+/// Why a text is not a capability.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is not a capability: expected `action:segment/segment`, where a segment may be `*` and the last one `**`"
+)]
+pub struct InvalidCapability(String);
+
+impl FromStr for Capability {
+    type Err = InvalidCapability;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let invalid = || InvalidCapability(text.chars().take(120).collect());
+        let (action, resource) = text.split_once(':').ok_or_else(invalid)?;
+        let word = |s: &str| {
+            !s.is_empty()
+                && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
+        };
+        if action != "*" && !word(action) {
+            return Err(invalid());
+        }
+        let resource: Vec<String> = resource.split('/').map(str::to_owned).collect();
+        let last = resource.len() - 1;
+        for (i, segment) in resource.iter().enumerate() {
+            let wild = segment == "*" || (segment == "**" && i == last);
+            if !wild && (segment.is_empty() || segment.contains('*') || segment.len() > 253) {
+                return Err(invalid());
+            }
+        }
+        Ok(Self { action: action.to_owned(), resource })
+    }
+}
+
+impl fmt::Display for Capability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.action, self.resource.join("/"))
+    }
+}
+
+crate::serde_text!(Capability, "A capability: `action:resource`, matched by segments");
+
+impl Capability {
+    /// Whether this grants `action` on the resource with these `segments`.
+    #[must_use]
+    pub fn covers(&self, action: &str, segments: &[&str]) -> bool {
+        (self.action == "*" || self.action == action)
+            && segments_cover(&self.resource, segments.iter().copied())
+    }
+
+    /// Whether everything that `narrower` grants is granted by this too. Delegation may only shrink.
+    #[must_use]
+    pub fn includes(&self, narrower: &Self) -> bool {
+        (self.action == "*" || self.action == narrower.action)
+            && segments_cover(&self.resource, narrower.resource.iter().map(String::as_str))
+    }
+}
+
+/// A wildcard in `candidate` is only covered by a wildcard at least as wide.
+fn segments_cover<'a>(pattern: &[String], candidate: impl Iterator<Item = &'a str>) -> bool {
+    let mut pattern = pattern.iter().map(String::as_str);
+    let mut candidate = candidate.peekable();
+    loop {
+        match (pattern.next(), candidate.next()) {
+            (None, None) => return true,
+            (Some("**"), Some(_)) => return true,
+            (Some("*"), Some(segment)) if segment != "**" => {}
+            (Some(wanted), Some(segment)) if wanted == segment => {}
+            _ => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn cap(text: &str) -> Capability {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn segments_match_whole() {
+        let cases = [
+            ("read:data", "read", "data", true),
+            ("read:data", "read", "database", false),
+            ("read:data", "read", "data/x", false),
+            ("read:data/*", "read", "data/x", true),
+            ("read:data/*", "read", "data/x/y", false),
+            ("read:data/**", "read", "data/x/y", true),
+            ("read:data/**", "read", "data", false),
+            ("*:data", "write", "data", true),
+            ("read:**", "write", "data", false),
+        ];
+        for (grant, action, resource, expected) in cases {
+            let segments: Vec<&str> = resource.split('/').collect();
+            assert_eq!(
+                cap(grant).covers(action, &segments),
+                expected,
+                "{grant} {action}:{resource}"
+            );
+        }
+    }
+
+    #[test]
+    fn malformed_grants_are_refused() {
+        for text in ["", "read", ":x", "read:", "read:a//b", "read:**/a", "read:a*", "re ad:x"] {
+            assert!(text.parse::<Capability>().is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        /// What a narrower capability covers, the wider one covers: inclusion is sound.
+        #[test]
+        fn inclusion_is_sound(
+            wide in "(\\*|read|call):([ab*]/){0,2}([ab*]|\\*\\*)",
+            narrow in "(\\*|read|call):([ab*]/){0,2}([ab*]|\\*\\*)",
+            action in "(read|call|write)",
+            resource in "([abc]/){0,3}[abc]",
+        ) {
+            let (wide, narrow) = (cap(&wide), cap(&narrow));
+            let segments: Vec<&str> = resource.split('/').collect();
+            if wide.includes(&narrow) && narrow.covers(&action, &segments) {
+                prop_assert!(wide.covers(&action, &segments));
+            }
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! Reading resources from YAML: one file, or a folder of them.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_yaml_ng::Value;
+
+use crate::resource::{API_VERSION, DEFAULT_NAMESPACE, Loaded, Metadata, Resource, Resources};
+
+/// The largest file that is read. Bytes.
+const MAX_FILE_BYTES: u64 = 4 << 20;
+
+/// Why a document is not a resource.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {message}")]
+pub struct LoadError {
+    /// File, document and, where known, line.
+    pub place: String,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Envelope {
+    api_version: String,
+    kind: String,
+    metadata: Metadata,
+    #[serde(default)]
+    spec: Value,
+    /// Read back from a cluster; not interpreted.
+    #[serde(default, rename = "status")]
+    _status: Option<Value>,
+}
+
+/// Reads every `*.yaml` and `*.yml` in `folder`, in name order, subfolders included.
+///
+/// Returns what is sound and what is not: a broken document never hides the others.
+///
+/// # Errors
+/// Only when the folder itself cannot be read.
+pub fn load_folder(folder: &Path) -> Result<(Resources, Vec<LoadError>), LoadError> {
+    let mut files = Vec::new();
+    collect(folder, &mut files, 0).map_err(|error| LoadError {
+        place: folder.display().to_string(),
+        message: format!("cannot read the folder: {error}"),
+    })?;
+    files.sort();
+    let mut resources = Resources::default();
+    let mut errors = Vec::new();
+    let mut seen = BTreeSet::new();
+    for file in files {
+        let place = file.display().to_string();
+        let text = match read(&file) {
+            Ok(text) => text,
+            Err(message) => {
+                errors.push(LoadError { place, message });
+                continue;
+            }
+        };
+        for document in parse_documents(&place, &text) {
+            match document.and_then(|loaded| first_of_its_name(&place, loaded, &mut seen)) {
+                Ok(loaded) => resources.push(loaded),
+                Err(error) => errors.push(error),
+            }
+        }
+    }
+    Ok((resources, errors))
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>, depth: u8) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        let yaml = path.extension().is_some_and(|e| e == "yaml" || e == "yml");
+        if hidden {
+            continue;
+        } else if path.is_dir() && depth < 8 {
+            // Sandboxes hold requests and expectations, not resources.
+            if path.file_name().is_none_or(|name| name != "sandbox") {
+                collect(&path, files, depth + 1)?;
+            }
+        } else if yaml {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+fn read(file: &Path) -> Result<String, String> {
+    let size = fs::metadata(file).map_err(|e| format!("cannot be read: {e}"))?.len();
+    if size > MAX_FILE_BYTES {
+        return Err(format!("is {size} bytes; the limit is {MAX_FILE_BYTES}: split it"));
+    }
+    fs::read_to_string(file).map_err(|e| format!("cannot be read as UTF-8 text: {e}"))
+}
+
+fn first_of_its_name(
+    place: &str,
+    loaded: Loaded,
+    seen: &mut BTreeSet<(&'static str, String, String)>,
+) -> Result<Loaded, LoadError> {
+    let metadata = loaded.metadata();
+    let namespace = if loaded.is_cluster_scoped() {
+        String::new()
+    } else {
+        metadata.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.into())
+    };
+    let name = metadata.name.clone();
+    if seen.insert((loaded.kind(), namespace, name.clone())) {
+        return Ok(loaded);
+    }
+    let message = format!("{} `{name}` is defined twice; rename or remove one", loaded.kind());
+    Err(LoadError { place: place.into(), message })
+}
+
+/// Parses the documents of one YAML text. `place` is how errors name it.
+#[must_use]
+pub fn parse_documents(place: &str, text: &str) -> Vec<Result<Loaded, LoadError>> {
+    let mut parsed = Vec::new();
+    for (number, document) in serde_yaml_ng::Deserializer::from_str(text).enumerate() {
+        let place = format!("{place}, document {}", number + 1);
+        match Value::deserialize(document) {
+            Ok(Value::Null) => {}
+            Ok(value) => {
+                parsed.push(resource(value).map_err(|message| LoadError { place, message }))
+            }
+            Err(error) => {
+                // After a syntax error the stream has no more documents to offer.
+                parsed.push(Err(LoadError { place, message: format!("is not YAML: {error}") }));
+                break;
+            }
+        }
+    }
+    parsed
+}
+
+fn resource(value: Value) -> Result<Loaded, String> {
+    let envelope: Envelope =
+        serde_yaml_ng::from_value(value).map_err(|error| format!("is not a resource: {error}"))?;
+    if envelope.api_version != API_VERSION {
+        return Err(format!("apiVersion is `{}`; expected `{API_VERSION}`", envelope.api_version));
+    }
+    check_metadata(&envelope.metadata)?;
+    let Envelope { kind, metadata, spec, .. } = envelope;
+    let at = format!("{kind} `{}`", metadata.name);
+    let loaded = match kind.as_str() {
+        "AgentPolicy" => Loaded::Policy(with_spec(metadata, spec, &at)?),
+        "ClusterAgentPolicy" => Loaded::ClusterPolicy(with_spec(metadata, spec, &at)?),
+        "AgentIdentity" => Loaded::Identity(with_spec(metadata, spec, &at)?),
+        "TrustThreshold" => Loaded::Threshold(with_spec(metadata, spec, &at)?),
+        "ClusterTrustThreshold" => Loaded::ClusterThreshold(with_spec(metadata, spec, &at)?),
+        "AgentUpstream" => Loaded::Upstream(with_spec(metadata, spec, &at)?),
+        other => {
+            return Err(format!(
+                "kind is `{other}`; expected AgentPolicy, ClusterAgentPolicy, AgentIdentity, TrustThreshold, ClusterTrustThreshold or AgentUpstream"
+            ));
+        }
+    };
+    validate(&loaded).map_err(|message| format!("{at}: {message}"))?;
+    Ok(loaded)
+}
+
+fn with_spec<S: DeserializeOwned>(
+    metadata: Metadata,
+    spec: Value,
+    at: &str,
+) -> Result<Resource<S>, String> {
+    let spec = if spec.is_null() { Value::Mapping(serde_yaml_ng::Mapping::new()) } else { spec };
+    let spec = serde_yaml_ng::from_value(spec).map_err(|error| format!("{at}: spec: {error}"))?;
+    Ok(Resource { metadata, spec })
+}
+
+fn validate(loaded: &Loaded) -> Result<(), String> {
+    match loaded {
+        Loaded::Policy(policy) if !policy.spec.selector.namespaces.is_empty() => Err(
+            "`spec.selector.namespaces` is only for a ClusterAgentPolicy; an AgentPolicy speaks about its own namespace".into(),
+        ),
+        Loaded::Policy(_) | Loaded::ClusterPolicy(_) => Ok(()),
+        Loaded::Identity(identity) => identity.spec.validate(),
+        Loaded::Threshold(threshold) | Loaded::ClusterThreshold(threshold) => {
+            threshold.spec.validate().map_err(|message| format!("spec: {message}"))
+        }
+        Loaded::Upstream(upstream) => upstream.spec.validate(),
+    }
+}
+
+/// Names become path segments of SPIFFE IDs, file names and labels: RFC 1123 labels only.
+fn check_metadata(metadata: &Metadata) -> Result<(), String> {
+    let label = |text: &str| {
+        let bytes = text.as_bytes();
+        let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+        text.len() <= 63
+            && edge(bytes.first())
+            && edge(bytes.last())
+            && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+    };
+    for (field, text) in
+        [("name", Some(&metadata.name)), ("namespace", metadata.namespace.as_ref())]
+    {
+        if text.is_some_and(|text| !label(text)) {
+            return Err(format!(
+                "metadata.{field} is `{}`; expected lower-case letters, digits and `-`, at most 63",
+                text.map_or("", String::as_str)
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(text: &str) -> Result<Loaded, LoadError> {
+        let mut parsed = parse_documents("test.yaml", text);
+        assert_eq!(parsed.len(), 1, "{parsed:?}");
+        parsed.remove(0)
+    }
+
+    fn upstream(spec: &str) -> Result<Loaded, LoadError> {
+        one(&format!(
+            "apiVersion: {API_VERSION}\nkind: AgentUpstream\nmetadata: {{name: x}}\nspec: {spec}\n"
+        ))
+    }
+
+    #[test]
+    fn several_documents_in_one_file() {
+        let text = format!(
+            "apiVersion: {API_VERSION}\nkind: TrustThreshold\nmetadata: {{name: a}}\n---\n---\napiVersion: {API_VERSION}\nkind: AgentUpstream\nmetadata: {{name: b, namespace: shop}}\nspec: {{url: 'http://127.0.0.1:1/mcp'}}\n"
+        );
+        let parsed: Vec<_> = parse_documents("t", &text).into_iter().map(Result::unwrap).collect();
+        assert_eq!(
+            parsed.iter().map(Loaded::kind).collect::<Vec<_>>(),
+            ["TrustThreshold", "AgentUpstream"]
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let cases = [
+            ("kind: X", "missing field"),
+            (
+                "apiVersion: v1\nkind: AgentPolicy\nmetadata: {name: a}",
+                "expected `aegis.dev/v1alpha1`",
+            ),
+            (
+                "apiVersion: aegis.dev/v1alpha1\nkind: Agent\nmetadata: {name: a}",
+                "expected AgentPolicy,",
+            ),
+            (
+                "apiVersion: aegis.dev/v1alpha1\nkind: AgentPolicy\nmetadata: {name: A_b}",
+                "metadata.name is `A_b`",
+            ),
+            (
+                "apiVersion: aegis.dev/v1alpha1\nkind: AgentPolicy\nmetadata: {name: a}\nspec: {rulez: []}",
+                "unknown field `rulez`",
+            ),
+            (
+                "apiVersion: aegis.dev/v1alpha1\nkind: AgentPolicy\nmetadata: {name: a}\nspec: {mode: shadow}",
+                "unknown variant `shadow`",
+            ),
+            (
+                "apiVersion: aegis.dev/v1alpha1\nkind: AgentPolicy\nmetadata: {name: a}\nspec: {selector: {namespaces: [x]}}",
+                "only for a ClusterAgentPolicy",
+            ),
+            (
+                "apiVersion: aegis.dev/v1alpha1\nkind: TrustThreshold\nmetadata: {name: a}\nspec: {tMin: 0}",
+                "`tMin` is 0",
+            ),
+            (
+                "apiVersion: aegis.dev/v1alpha1\nkind: TrustThreshold\nmetadata: {name: a}\nspec: {tMin: 1001}",
+                "at most 1000",
+            ),
+            (
+                "apiVersion: aegis.dev/v1alpha1\nkind: AgentIdentity\nmetadata: {name: a}\nspec: {sponsor: ada@acme.example, selector: {unix: {}}}",
+                "would match every process",
+            ),
+            ("a: [", "is not YAML"),
+        ];
+        for (text, expected) in cases {
+            let error = one(text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}\nlacks {expected}");
+            assert!(error.starts_with("test.yaml, document 1: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_upstream_has_one_address() {
+        assert!(upstream("{url: 'https://x.example/mcp'}").is_ok());
+        assert!(upstream("{command: {program: npx}}").is_ok());
+        for (spec, expected) in [
+            ("{}", "one of `spec.url`"),
+            ("{url: 'http://x/', command: {program: y}}", "exclude each other"),
+            ("{url: 'ftp://x/'}", "expected http://"),
+            ("{url: 'https://user:secret@x/'}", "without credentials"),
+            ("{url: 'http://x/', listen: '0.0.0.0:80'}", "loopback"),
+            ("{url: 'http://x/', roots: /ca.pem}", "needs an https://"),
+        ] {
+            let error = upstream(spec).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}\nlacks {expected}");
+        }
+    }
+
+    #[test]
+    fn a_broken_document_does_not_hide_the_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let sound =
+            format!("apiVersion: {API_VERSION}\nkind: AgentPolicy\nmetadata: {{name: a}}\n");
+        fs::write(folder.path().join("1.yaml"), "nonsense").unwrap();
+        fs::write(folder.path().join("2.yaml"), &sound).unwrap();
+        fs::write(folder.path().join("3.yml"), &sound).unwrap();
+        fs::write(folder.path().join("4.txt"), "not read").unwrap();
+        let (resources, errors) = load_folder(folder.path()).unwrap();
+        assert_eq!(resources.policies.len(), 1);
+        assert_eq!(errors.len(), 2);
+        assert!(errors[1].message.contains("defined twice"), "{}", errors[1]);
+        assert!(load_folder(Path::new("/nonexistent")).is_err());
+    }
+}

@@ -1,0 +1,14 @@
+//! The resources of `aegis.dev/v1alpha1`: the same YAML for `kubectl apply` and for the folder that
+//! `aegis up` reads.
+//!
+//! Strict: an unknown kind, field or value is an error with its file and line; nothing is ignored.
+
+pub mod folder;
+pub mod identity;
+pub mod resource;
+pub mod upstream;
+
+pub use folder::{LoadError, load_folder, parse_documents};
+pub use identity::AgentIdentitySpec;
+pub use resource::{API_VERSION, Loaded, Metadata, Resource, Resources};
+pub use upstream::AgentUpstreamSpec;

@@ -1,0 +1,212 @@
+//! `AgentUpstream`: a server that agents reach through Aegis, and how.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+
+use aegis_core::Digest;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The specification of an AgentUpstream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AgentUpstreamSpec {
+    /// What it speaks.
+    #[serde(default)]
+    pub protocol: UpstreamProtocol,
+    /// An HTTP or HTTPS endpoint, such as `https://tools.example/mcp`. Either this or `command`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2048))]
+    pub url: Option<String>,
+    /// A command that speaks MCP on its standard streams. Either this or `url`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<UpstreamCommand>,
+    /// Where Aegis listens for it, such as `127.0.0.1:7101`. Default: a free loopback port, which
+    /// `aegis status` shows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub listen: Option<SocketAddr>,
+    /// For HTTPS: a PEM file with the roots to trust instead of the public ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub roots: Option<PathBuf>,
+    /// A credential that Aegis adds to each request and the agent never sees.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<Credential>,
+    /// How definitions of tools are pinned.
+    #[serde(default)]
+    pub tool_pins: ToolPins,
+    /// How a refusal looks to the agent.
+    #[serde(default)]
+    pub deny_form: DenyForm,
+    /// Values of `Origin` that may call, besides none. For browsers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub allowed_origins: Vec<String>,
+    /// What a server may ask of its client (`sampling/createMessage`, `elicitation/create`,
+    /// `roots/list`) still needs a policy; this is how large and slow messages may be.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// What an upstream speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum UpstreamProtocol {
+    /// Model Context Protocol.
+    #[default]
+    Mcp,
+}
+
+/// A command that speaks MCP on its standard streams.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UpstreamCommand {
+    /// The program: a path, or a name looked up in `PATH`.
+    #[schemars(length(min = 1, max = 4096))]
+    pub program: String,
+    /// Its arguments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub args: Vec<String>,
+    /// Variables added to its environment.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Its working directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub directory: Option<PathBuf>,
+}
+
+/// A credential that Aegis adds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Credential {
+    /// The header. Default `authorization`.
+    #[serde(default = "default_header")]
+    #[schemars(length(min = 1, max = 128))]
+    pub header: String,
+    /// What stands before the secret, such as `Bearer `.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub prefix: String,
+    /// The file that holds the secret; read anew when it changes.
+    #[schemars(with = "String")]
+    pub file: PathBuf,
+}
+
+fn default_header() -> String {
+    "authorization".into()
+}
+
+/// How definitions of tools are pinned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ToolPins {
+    /// What happens to a tool that has no pin yet.
+    pub unknown: UnknownTool,
+    /// Pins known beforehand, by tool.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub digests: BTreeMap<String, Digest>,
+}
+
+impl Default for ToolPins {
+    fn default() -> Self {
+        Self { unknown: UnknownTool::Pin, digests: BTreeMap::new() }
+    }
+}
+
+/// What happens to a tool that has no pin yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum UnknownTool {
+    /// Its first definition is pinned and recorded.
+    Pin,
+    /// It is quarantined until a human pins it.
+    Quarantine,
+}
+
+/// How a refusal looks to the agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DenyForm {
+    /// A tool result with `isError` and the reason: the model can take another way.
+    #[default]
+    Explain,
+    /// The same answer as for a tool that does not exist.
+    Hide,
+    /// HTTP 403 with `WWW-Authenticate: … insufficient_scope`: the client can ask for more.
+    StepUp,
+}
+
+/// Sizes and times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Limits {
+    /// The largest request. Bytes.
+    #[schemars(range(min = 1024, max = 67_108_864))]
+    pub request_bytes: u32,
+    /// The largest JSON answer or single event. Bytes.
+    #[schemars(range(min = 1024, max = 268_435_456))]
+    pub response_bytes: u32,
+    /// How long a request may take to arrive. Seconds.
+    #[schemars(range(min = 1, max = 600))]
+    pub read_timeout_secs: u32,
+    /// How long an upstream may take until its answer begins. Seconds.
+    #[schemars(range(min = 1, max = 86_400))]
+    pub answer_timeout_secs: u32,
+    /// How long a call is held for an approval before the client is told that it waits. Seconds.
+    #[schemars(range(min = 0, max = 86_400))]
+    pub hold_secs: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request_bytes: 4 << 20,
+            response_bytes: 16 << 20,
+            read_timeout_secs: 15,
+            answer_timeout_secs: 300,
+            hold_secs: 600,
+        }
+    }
+}
+
+impl AgentUpstreamSpec {
+    /// What the schema cannot say.
+    ///
+    /// # Errors
+    /// One sentence naming the field and what to do.
+    pub fn validate(&self) -> Result<(), String> {
+        match (&self.url, &self.command) {
+            (Some(_), Some(_)) => {
+                return Err("`spec.url` and `spec.command` exclude each other; keep one".into());
+            }
+            (None, None) => return Err("one of `spec.url` and `spec.command` is needed".into()),
+            (Some(url), None) => {
+                let scheme = ["http://", "https://"].iter().any(|scheme| url.starts_with(scheme));
+                if !scheme || url.contains(char::is_whitespace) || url.contains('@') {
+                    return Err(format!(
+                        "`spec.url` is `{url}`; expected http:// or https://, a host and a path, without credentials"
+                    ));
+                }
+            }
+            (None, Some(command)) => {
+                if command.program.trim().is_empty() {
+                    return Err("`spec.command.program` is empty".into());
+                }
+                if self.credential.is_some() {
+                    return Err("`spec.credential` needs `spec.url`; give a command its secrets by `spec.command.env`".into());
+                }
+            }
+        }
+        if self.listen.is_some_and(|address| !address.ip().is_loopback()) {
+            return Err("`spec.listen` must be a loopback address: callers are identified by the kernel of this machine".into());
+        }
+        if self.roots.is_some()
+            && !self.url.as_deref().is_some_and(|url| url.starts_with("https://"))
+        {
+            return Err("`spec.roots` needs an https:// `spec.url`".into());
+        }
+        Ok(())
+    }
+}
