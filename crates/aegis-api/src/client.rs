@@ -74,8 +74,15 @@ impl Client {
     /// # Errors
     /// As [`Client::get`].
     pub async fn get_text(&self, path: &str) -> Result<String, ClientError> {
-        let bytes = self.send(Method::GET, path, None).await?;
-        String::from_utf8(bytes.to_vec()).map_err(|error| self.foreign(error))
+        String::from_utf8(self.get_bytes(path).await?).map_err(|error| self.foreign(error))
+    }
+
+    /// `GET path`, as bytes.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn get_bytes(&self, path: &str) -> Result<Vec<u8>, ClientError> {
+        Ok(self.send(Method::GET, path, None).await?.to_vec())
     }
 
     /// `POST path` with a JSON body.

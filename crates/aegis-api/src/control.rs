@@ -25,7 +25,8 @@ use serde_json::Value;
 /// One sentence on what went wrong and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
-    /// The sentence.
+    /// The sentence. The ledger's own paths call it `error`.
+    #[serde(alias = "error")]
     pub message: String,
 }
 

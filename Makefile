@@ -1,0 +1,35 @@
+# The front door. Each target says what it does; the work is in scripts and tests.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+export AEGIS_CACHE ?= $(HOME)/.cache/aegis
+export CARGO_TARGET_DIR ?= $(AEGIS_CACHE)/target
+export PATH := $(AEGIS_CACHE)/bin:$(PATH)
+
+.PHONY: help up test check bench conformance gen fmt clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+up: ## Start Aegis with two real MCP servers, show three calls, stay up until Ctrl-C
+	@./e2e/up.sh
+
+test: ## Everything that must hold: lints, unit, component and end-to-end tests
+	@./e2e/test.sh
+
+check: ## The inner loop: format, lints, unit tests of the core crates
+	@./e2e/check.sh
+
+bench: ## Measure, side by side with peers, and print method and machine
+	@./bench/run.sh
+
+conformance: ## The MCP conformance suites and all of OPA's test cases, direct and through Aegis
+	@./e2e/conformance.sh
+
+gen: ## Write what is generated: reference documentation
+	cargo run --quiet -p aegis -- reference docs/reference
+
+fmt: ## Format the sources
+	cargo fmt --all
+
+clean: ## Remove what was built; keeps installed tools
+	cargo clean

@@ -1,0 +1,32 @@
+//! The certificate authority: attest, then authorise, then issue; rotate and revoke.
+//!
+//! A subject's name comes from its registration and its attestation, never from what it asks for.
+//! Nothing is issued that cannot be recorded, nothing is signed with a key that others can read,
+//! and every change of the authorities is on disk before it is used.
+
+pub mod attest;
+pub mod federation;
+pub mod issue;
+pub mod keystore;
+mod limits;
+pub mod listener;
+pub mod manager;
+pub mod peer;
+pub mod record;
+pub mod registration;
+pub mod revoke;
+pub mod rotate;
+mod state;
+pub mod workload_api;
+
+pub use attest::{AttestError, Attestor};
+pub use issue::{IssueError, Lifetimes, Signer};
+pub use keystore::{Directory, Store, StoreError};
+pub use peer::{Peer, PeerError};
+pub use listener::{ListenError, WorkloadSocket};
+pub use manager::{AgentSvids, CaConfig, CaError, IdentityManager};
+pub use record::{IdentityEvent, Recorder, RecorderError, Unrecorded};
+pub use registration::{Registration, RegistrationError, Selector};
+pub use revoke::{RevokeError, Revoked, Subject};
+pub use rotate::{AuthorityInfo, RotateError};
+pub use state::{Kind, Status};

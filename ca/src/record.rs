@@ -1,0 +1,78 @@
+//! Who is told of every identity that is issued or revoked.
+
+use std::{error::Error, fmt};
+
+use aegis_core::{SpiffeId, Sponsor, Timestamp};
+use aegis_identity::Serial;
+use futures::future::BoxFuture;
+use serde::Serialize;
+
+use crate::revoke::Subject;
+
+/// Something that belongs into the audit log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum IdentityEvent {
+    /// An X.509-SVID was signed and is handed out once this is recorded.
+    X509Issued {
+        /// Whose it is.
+        id: SpiffeId,
+        /// Who answers for it; none for a component of Aegis itself.
+        sponsor: Option<Sponsor>,
+        /// Its serial number.
+        serial: Serial,
+        /// When it ends.
+        not_after: Timestamp,
+    },
+    /// A JWT-SVID was signed and is handed out once this is recorded.
+    JwtIssued {
+        /// Whose it is.
+        id: SpiffeId,
+        /// Who answers for it.
+        sponsor: Option<Sponsor>,
+        /// Whom it is for.
+        audience: Vec<String>,
+        /// When it ends.
+        not_after: Timestamp,
+    },
+    /// A certificate or an identity was revoked.
+    Revoked {
+        /// What was revoked.
+        subject: Subject,
+        /// Why.
+        reason: String,
+    },
+    /// A revoked identity may be issued again.
+    Reinstated {
+        /// What was revoked before.
+        subject: Subject,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What a [`Recorder`] says when it cannot record.
+pub type RecorderError = Box<dyn Error + Send + Sync>;
+
+/// Appends events to the audit log. What cannot be recorded is not issued.
+pub trait Recorder: Send + Sync + 'static {
+    /// Resolves once the event is as durable as the log's mode promises.
+    fn record<'a>(&'a self, event: &'a IdentityEvent) -> BoxFuture<'a, Result<(), RecorderError>>;
+}
+
+/// Writes events to the process log only: for a CA that runs alone, and for tests.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unrecorded;
+
+impl Recorder for Unrecorded {
+    fn record<'a>(&'a self, event: &'a IdentityEvent) -> BoxFuture<'a, Result<(), RecorderError>> {
+        tracing::info!(?event, "identity");
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+impl fmt::Debug for dyn Recorder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Recorder")
+    }
+}

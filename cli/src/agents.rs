@@ -1,0 +1,147 @@
+//! `aegis agents`: who is registered; quarantine, release and revoke.
+
+use aegis_api::control::{AgentOrder, AgentStatus, Done, Order, Status};
+use aegis_core::AgentId;
+use anyhow::{anyhow, bail};
+use clap::Subcommand;
+
+use crate::{
+    Context, Outcome,
+    output::{self, Format, Text, Tone},
+};
+
+/// List agents; quarantine, release or revoke one
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  aegis agents quarantine buyer --reason 'reads what it should not'"
+)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List the registered agents
+    #[command(after_help = "Example:\n  aegis agents list -o json")]
+    List,
+    /// Deny every action of an agent until it is released
+    #[command(
+        after_help = "Example:\n  aegis agents quarantine buyer --reason 'under investigation'"
+    )]
+    Quarantine(OrderArgs),
+    /// End a quarantine
+    #[command(after_help = "Example:\n  aegis agents release buyer --reason 'a false alarm'")]
+    Release(OrderArgs),
+    /// End an agent's identity now; it cannot be undone
+    #[command(after_help = "Example:\n  aegis agents revoke buyer --reason 'its key was stolen'")]
+    Revoke(OrderArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct OrderArgs {
+    /// The agent's SPIFFE ID, or its name where that is unambiguous
+    agent: String,
+    /// Why; recorded in the ledger
+    #[arg(long)]
+    reason: String,
+}
+
+pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
+    match args.command {
+        Command::List => list(cx).await,
+        Command::Quarantine(args) => order(args, Order::Quarantine, cx).await,
+        Command::Release(args) => order(args, Order::Release, cx).await,
+        Command::Revoke(args) => order(args, Order::Revoke, cx).await,
+    }
+}
+
+async fn list(cx: &Context) -> anyhow::Result<Outcome> {
+    let status: Status = cx.client.get("/v1/status").await?;
+    match cx.format {
+        Format::Json => output::json(&status.agents)?,
+        Format::Text => {
+            let mut text = Text::new();
+            table(&mut text, &status.agents);
+            text.print()?;
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+async fn order(args: OrderArgs, order: Order, cx: &Context) -> anyhow::Result<Outcome> {
+    let agent = find(&args.agent, cx).await?;
+    let request = AgentOrder { agent, order, reason: args.reason };
+    let done: Done = cx.client.post("/v1/agents", &request).await?;
+    let what = match order {
+        Order::Quarantine => "is quarantined",
+        Order::Release => "is released",
+        Order::Revoke => "is revoked",
+    };
+    match cx.format {
+        Format::Json => output::json(&done)?,
+        Format::Text => {
+            let mut text = Text::new();
+            text.toned(
+                Tone::Good,
+                format!("{} {what}; recorded as entry {}", request.agent, done.index),
+            );
+            text.print()?;
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+pub(crate) fn table(text: &mut Text, agents: &[AgentStatus]) {
+    let rows = agents.iter().map(|agent| {
+        let state = match (agent.revoked, agent.quarantined) {
+            (true, _) => "revoked",
+            (false, true) => "quarantined",
+            (false, false) => "active",
+        };
+        vec![agent.id.to_string(), agent.sponsor.clone(), agent.trust.to_string(), state.to_owned()]
+    });
+    text.table(&["AGENT", "SPONSOR", "TRUST", "STATE"], rows.collect());
+}
+
+/// The agent that a person means: a SPIFFE ID as it is, a name as the daemon knows it.
+///
+/// # Errors
+/// When nobody or more than one is called so.
+pub(crate) async fn find(text: &str, cx: &Context) -> anyhow::Result<AgentId> {
+    if text.starts_with("spiffe://") {
+        return Ok(text.parse::<AgentId>()?);
+    }
+    let status: Status = cx.client.get("/v1/status").await?;
+    named(text, status.agents.into_iter().map(|agent| agent.id).collect())
+}
+
+/// The one agent of this name.
+///
+/// # Errors
+/// When nobody or more than one is called so.
+pub(crate) fn named(text: &str, known: Vec<AgentId>) -> anyhow::Result<AgentId> {
+    let mut matching: Vec<AgentId> = known.into_iter().filter(|id| id.name() == text).collect();
+    let first = matching.pop().ok_or_else(|| {
+        anyhow!("no agent is called `{text}`; `aegis agents list` names those that are registered")
+    })?;
+    if let Some(second) = matching.first() {
+        bail!("`{text}` could be {first} or {second}; give the whole SPIFFE ID");
+    }
+    Ok(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_must_mean_one_agent() {
+        let id = |text: &str| text.parse::<AgentId>().unwrap();
+        let a = id("spiffe://acme.example/ns/a/sa/x/agent/buyer");
+        let b = id("spiffe://acme.example/ns/b/sa/x/agent/buyer");
+        assert_eq!(named("buyer", vec![a.clone()]).unwrap(), a);
+        assert!(named("seller", vec![a.clone()]).unwrap_err().to_string().contains("no agent"));
+        assert!(named("buyer", vec![a, b]).unwrap_err().to_string().contains("whole SPIFFE ID"));
+    }
+}

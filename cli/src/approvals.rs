@@ -1,0 +1,146 @@
+//! `aegis approvals`: what waits for a human, and the answer.
+
+mod enroll;
+
+use aegis_api::control::{ApprovalView, VoteRequest};
+use clap::Subcommand;
+
+use crate::{
+    Context, Outcome, log,
+    output::{self, Format, Text, Tone},
+};
+
+/// See what waits for a human, and answer
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  aegis approvals list\n  aegis approvals approve 0198 --comment 'agreed with ada'"
+)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List approvals, those that wait first
+    #[command(after_help = "Example:\n  aegis approvals list --pending")]
+    List {
+        /// Only those that still wait
+        #[arg(long)]
+        pending: bool,
+    },
+    /// Show one approval with its arguments (redacted) and answers
+    #[command(after_help = "Example:\n  aegis approvals show 01981c3e-6f5a-7c10-9d3a-5b0c6f1c2d3e")]
+    Show {
+        /// Its id
+        id: String,
+    },
+    /// Agree to an action, once
+    #[command(
+        after_help = "Example:\n  aegis approvals approve ID --comment 'reviewed' --totp 123456"
+    )]
+    Approve(Vote),
+    /// Refuse an action
+    #[command(after_help = "Example:\n  aegis approvals deny ID --comment 'not during the freeze'")]
+    Deny(Vote),
+    Enroll(enroll::Args),
+}
+
+#[derive(Debug, clap::Args)]
+struct Vote {
+    /// The approval's id
+    id: String,
+    /// Why; recorded in the ledger
+    #[arg(long)]
+    comment: Option<String>,
+    /// A one-time code of your authenticator
+    #[arg(long, value_name = "CODE")]
+    totp: Option<String>,
+}
+
+pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
+    match args.command {
+        Command::List { pending } => list(pending, cx).await,
+        Command::Show { id } => {
+            let view: ApprovalView = cx.client.get(&path(&id)).await?;
+            print(&view, cx)
+        }
+        Command::Approve(vote) => answer(vote, true, cx).await,
+        Command::Deny(vote) => answer(vote, false, cx).await,
+        Command::Enroll(args) => enroll::run(&args, cx),
+    }
+}
+
+fn path(id: &str) -> String {
+    format!("/v1/approvals/{}", log::encode(id))
+}
+
+async fn answer(vote: Vote, approve: bool, cx: &Context) -> anyhow::Result<Outcome> {
+    let request = VoteRequest { approve, comment: vote.comment, totp: vote.totp };
+    let view: ApprovalView = cx.client.post(&path(&vote.id), &request).await?;
+    print(&view, cx)
+}
+
+async fn list(pending: bool, cx: &Context) -> anyhow::Result<Outcome> {
+    let mut views: Vec<ApprovalView> = cx.client.get("/v1/approvals").await?;
+    views.retain(|view| !pending || view.state == "pending");
+    views.sort_by_key(|view| (view.state != "pending", view.requested_at));
+    if cx.format == Format::Json {
+        output::json(&views)?;
+        return Ok(Outcome::Done);
+    }
+    let mut text = Text::new();
+    if views.is_empty() {
+        text.line("nothing waits for approval");
+    } else {
+        let rows = views.iter().map(|view| {
+            vec![
+                view.id.clone(),
+                view.state.clone(),
+                view.agent.name().to_owned(),
+                format!("{} {}", view.server, view.tool.as_deref().unwrap_or(&view.method)),
+                format!("{} ‰", view.risk),
+                view.expires_at.to_string(),
+                view.message.clone(),
+            ]
+        });
+        text.table(&["ID", "STATE", "AGENT", "ACTION", "RISK", "EXPIRES", "WHY"], rows.collect());
+    }
+    text.print()?;
+    Ok(Outcome::Done)
+}
+
+fn print(view: &ApprovalView, cx: &Context) -> anyhow::Result<Outcome> {
+    match cx.format {
+        Format::Json => output::json(view)?,
+        Format::Text => show(view).print()?,
+    }
+    Ok(Outcome::Done)
+}
+
+fn show(view: &ApprovalView) -> Text {
+    let mut text = Text::new();
+    text.field("approval", &view.id);
+    text.toned(Tone::of(&view.state), format!("{:<14} {}", "state", view.state));
+    text.field("agent", &view.agent);
+    text.field("sponsor", view.sponsor.as_deref().unwrap_or("none"));
+    text.field("server", &view.server);
+    text.field("method", &view.method);
+    if let Some(tool) = &view.tool {
+        text.field("tool", tool);
+    }
+    text.field("arguments", &view.arguments);
+    text.field("digest", view.digest);
+    text.field("why", format!("{} ({})", view.message, view.reason));
+    text.field("risk", format!("{} ‰, trust {}, tier {}", view.risk, view.trust, view.tier));
+    let factor = if view.mfa { ", one with a second factor" } else { "" };
+    text.field("needs", format!("{} approver(s){factor}", view.quorum));
+    text.field("asked", view.requested_at);
+    text.field("expires", view.expires_at);
+    for vote in &view.votes {
+        let word = if vote.approve { "agreed" } else { "refused" };
+        let comment = vote.comment.as_deref().map_or(String::new(), |text| format!(": {text}"));
+        text.line(format!("{} {word} (factor: {}){comment}", vote.approver, vote.factor));
+    }
+    text
+}

@@ -1,0 +1,52 @@
+//! `aegis audit`: read, prove, verify and export the log.
+
+mod check_proof;
+mod export;
+mod prove;
+mod query;
+mod verify;
+
+use aegis_audit::Location;
+use clap::Subcommand;
+
+use crate::{Context, Outcome};
+
+/// Read, prove, verify and export the audit log
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  aegis audit tail -f\n  aegis audit verify --database ledger.db --key \"$(cat log.key)\""
+)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Tail(query::TailArgs),
+    Query(query::QueryArgs),
+    Prove(prove::Args),
+    CheckProof(check_proof::Args),
+    Verify(verify::Args),
+    Export(export::Args),
+}
+
+/// Which log.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Source {
+    /// Read this database (a SQLite file, also a copy, or a postgres:// URL) instead of asking the
+    /// daemon
+    #[arg(long, value_name = "FILE")]
+    pub(crate) database: Option<Location>,
+}
+
+pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
+    match args.command {
+        Command::Tail(args) => query::tail(args, cx).await,
+        Command::Query(args) => query::query(args, cx).await,
+        Command::Prove(args) => prove::run(args, cx).await,
+        Command::CheckProof(args) => check_proof::run(&args, cx),
+        Command::Verify(args) => verify::run(args, cx).await,
+        Command::Export(args) => export::run(args, cx).await,
+    }
+}

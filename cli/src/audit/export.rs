@@ -1,0 +1,119 @@
+//! `aegis audit export`: the log as tiles that any tool verifies, or as lines of JSON.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use aegis_api::Client;
+use aegis_audit::{
+    checkpoint, export,
+    tile::{Resource, Tile},
+};
+use anyhow::Context as _;
+use serde::Serialize;
+use serde_json::{json, value::RawValue};
+
+use super::Source;
+use crate::{
+    Context, Outcome,
+    log::Log,
+    output::{self, Format, Progress},
+};
+
+/// Export the log as tiles (c2sp.org/tlog-tiles) or as lines of JSON
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  aegis audit export --jsonl > entries.jsonl\n  aegis audit export --tiles published/"
+)]
+#[command(group(clap::ArgGroup::new("form").required(true).args(["tiles", "jsonl"])))]
+pub(crate) struct Args {
+    #[command(flatten)]
+    source: Source,
+    /// Write checkpoint, tiles and entry bundles into this folder, up to the latest checkpoint
+    #[arg(long, value_name = "DIR")]
+    tiles: Option<PathBuf>,
+    /// Print each entry as {"index", "leaf_hash", "entry"}, the entry in its canonical bytes
+    #[arg(long)]
+    jsonl: bool,
+}
+
+/// One line of the export.
+#[derive(Serialize)]
+struct Line<'a> {
+    index: u64,
+    leaf_hash: aegis_core::Digest,
+    entry: &'a RawValue,
+}
+
+pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
+    let log = Log::open(args.source.database.as_ref(), &cx.client).await?;
+    match &args.tiles {
+        None => lines(&log).await?,
+        Some(folder) => tiles(&log, folder, cx).await?,
+    }
+    Ok(Outcome::Done)
+}
+
+async fn lines(log: &Log) -> anyhow::Result<()> {
+    let size = log.size().await?;
+    let mut progress = Progress::new("entries exported");
+    log.each(size, |record| {
+        let body = std::str::from_utf8(&record.body)
+            .map_err(anyhow::Error::from)
+            .and_then(|text| Ok(serde_json::from_str::<&RawValue>(text)?))
+            .with_context(|| format!("entry {} is damaged", record.index))?;
+        output::json_line(&Line { index: record.index, leaf_hash: record.leaf, entry: body })?;
+        progress.at(record.index + 1, size);
+        Ok(())
+    })
+    .await
+}
+
+async fn tiles(log: &Log, folder: &Path, cx: &Context) -> anyhow::Result<()> {
+    let size = match log {
+        Log::Daemon(client) => fetch_tiles(client, folder).await?,
+        Log::Database(reader) => export::write_directory(reader, folder)
+            .await?
+            .context("the log has no checkpoint yet")?,
+    };
+    match cx.format {
+        Format::Json => output::json(&json!({ "entries": size, "folder": folder })),
+        Format::Text => output::emit(&format!(
+            "{size} entries, up to the checkpoint, in {}\n",
+            folder.display()
+        )),
+    }
+}
+
+/// Fetches the daemon's log up to its latest checkpoint into a folder, and tells its size.
+///
+/// # Errors
+/// When the daemon does not give it, or a file cannot be written.
+pub(crate) async fn fetch_tiles(client: &Client, folder: &Path) -> anyhow::Result<u64> {
+    let note = client.get_text("/checkpoint").await?;
+    let size = checkpoint::parse(&note).context("the daemon's checkpoint is refused")?.head.size;
+    let mut progress = Progress::new("entries fetched");
+    for tile in Tile::all(size) {
+        let mut wanted = vec![Resource::Tile(tile)];
+        if tile.level == 0 {
+            wanted.push(Resource::Entries(tile.index, tile.width));
+            progress.at(tile.index * aegis_audit::tile::TILE_WIDTH, size);
+        }
+        for resource in wanted {
+            let bytes = client.get_bytes(&format!("/{resource}")).await?;
+            write(&folder.join(resource.to_string()), &bytes)?;
+        }
+    }
+    // Last: a reader of the folder finds whatever the checkpoint promises.
+    write(&folder.join("checkpoint"), note.as_bytes())?;
+    Ok(size)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)
+            .with_context(|| format!("cannot create the folder {}", folder.display()))?;
+    }
+    fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+}

@@ -1,0 +1,171 @@
+//! `aegis audit tail` and `query`: entries as they come, and those that a filter selects.
+
+use std::time::Duration;
+
+use aegis_audit::{Entry, Filter, Kind, entry::Outcome as Ending, query::MAX_PAGE};
+use aegis_core::Timestamp;
+use anyhow::Context as _;
+use serde_json::{Value, json};
+
+use super::Source;
+use crate::{
+    Context, Outcome,
+    log::{Log, Record},
+    output::{self, Format, Text, Tone},
+};
+
+/// How often a followed log is asked for more.
+const PERIOD: Duration = Duration::from_millis(500);
+
+/// Show the newest entries; with -f, those to come as well
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  aegis audit tail -f -n 50")]
+pub(crate) struct TailArgs {
+    #[command(flatten)]
+    source: Source,
+    /// Wait for more
+    #[arg(short, long)]
+    follow: bool,
+    /// How many to begin with
+    #[arg(short = 'n', long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_PAGE)))]
+    lines: u32,
+}
+
+/// Show the entries that every given filter selects, newest first
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  aegis audit query --result deny --since 2026-01-31T00:00:00Z --tool write_file"
+)]
+pub(crate) struct QueryArgs {
+    #[command(flatten)]
+    source: Source,
+    /// Of this agent (SPIFFE ID)
+    #[arg(long)]
+    agent: Option<String>,
+    /// Of this kind, such as decision or outcome
+    #[arg(long)]
+    kind: Option<Kind>,
+    /// With this result: allow, deny, require_approval, success, failure, unknown, recorded
+    #[arg(long)]
+    result: Option<Ending>,
+    /// With this reason code (`aegis reasons` lists them)
+    #[arg(long)]
+    reason: Option<String>,
+    /// About this tool
+    #[arg(long)]
+    tool: Option<String>,
+    /// About this upstream
+    #[arg(long)]
+    server: Option<String>,
+    /// Of this decision: the decision and its outcome
+    #[arg(long)]
+    decision_id: Option<String>,
+    /// At or after this time (RFC 3339)
+    #[arg(long)]
+    since: Option<Timestamp>,
+    /// Before this time (RFC 3339)
+    #[arg(long)]
+    until: Option<Timestamp>,
+    /// With this text somewhere in them; case counts
+    #[arg(long)]
+    text: Option<String>,
+    /// Oldest first
+    #[arg(long)]
+    oldest: bool,
+    /// Only what comes after this index, in the order asked for
+    #[arg(long)]
+    after: Option<u64>,
+    /// At most so many
+    #[arg(long, default_value_t = 100)]
+    limit: u64,
+}
+
+pub(crate) async fn tail(args: TailArgs, cx: &Context) -> anyhow::Result<Outcome> {
+    let log = Log::open(args.source.database.as_ref(), &cx.client).await?;
+    let newest = Filter { limit: Some(args.lines), ..Filter::default() };
+    let (mut records, _) = log.query(&newest).await?;
+    records.reverse();
+    let mut last = records.last().map(|record| record.index);
+    print(&records, cx.format)?;
+    while args.follow {
+        tokio::time::sleep(PERIOD).await;
+        let more =
+            Filter { oldest_first: true, after: last, limit: Some(MAX_PAGE), ..Filter::default() };
+        let (records, _) = log.query(&more).await?;
+        last = records.last().map(|record| record.index).or(last);
+        print(&records, cx.format)?;
+    }
+    Ok(Outcome::Done)
+}
+
+pub(crate) async fn query(args: QueryArgs, cx: &Context) -> anyhow::Result<Outcome> {
+    let log = Log::open(args.source.database.as_ref(), &cx.client).await?;
+    let mut left = args.limit;
+    let mut filter = Filter {
+        agent: args.agent,
+        kind: args.kind,
+        result: args.result,
+        reason: args.reason,
+        tool: args.tool,
+        server: args.server,
+        decision_id: args.decision_id,
+        since: args.since,
+        until: args.until,
+        text: args.text,
+        oldest_first: args.oldest,
+        after: args.after,
+        limit: None,
+    };
+    while left > 0 {
+        filter.limit = Some(u32::try_from(left).unwrap_or(MAX_PAGE).min(MAX_PAGE));
+        let (records, next) = log.query(&filter).await?;
+        print(&records, cx.format)?;
+        left = left.saturating_sub(records.len() as u64);
+        filter.after = next;
+        if next.is_none() {
+            break;
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+/// One line each: JSON or the essential fields.
+fn print(records: &[Record], format: Format) -> anyhow::Result<()> {
+    let mut text = Text::new();
+    for record in records {
+        match format {
+            Format::Json => output::json_line(&as_json(record)?)?,
+            Format::Text => {
+                let entry = Entry::parse(&record.body)
+                    .with_context(|| format!("entry {} cannot be shown", record.index))?;
+                text.toned(Tone::of(entry.result.as_str()), line(record.index, &entry));
+            }
+        }
+    }
+    text.print()
+}
+
+/// An entry with its place, as JSON.
+pub(crate) fn as_json(record: &Record) -> anyhow::Result<Value> {
+    let entry: Value = serde_json::from_slice(&record.body)
+        .with_context(|| format!("entry {} is damaged", record.index))?;
+    Ok(json!({ "index": record.index, "leaf_hash": record.leaf, "entry": entry }))
+}
+
+/// The essential fields of an entry.
+pub(crate) fn line(index: u64, entry: &Entry) -> String {
+    let mut line =
+        format!("{index:>7}  {}  {:<18} {:<16}", entry.timestamp, entry.kind, entry.result);
+    let agent = entry.agent_id.as_deref().map(|id| id.rsplit('/').next().unwrap_or(id));
+    let what = entry.action_text("tool").or_else(|| entry.action_text("method"));
+    for part in [agent, entry.action_text("server"), what, entry.resource.as_deref()] {
+        if let Some(part) = part {
+            line.push(' ');
+            line.push_str(part);
+        }
+    }
+    if let Some(reason) = &entry.reason {
+        line.push_str(&format!("  ({reason})"));
+    }
+    line
+}

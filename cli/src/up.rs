@@ -1,0 +1,82 @@
+//! `aegis up`: everything on one machine, in one process.
+
+mod attest;
+mod config;
+mod control;
+mod daemon;
+mod identity;
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use aegis_core::TrustDomain;
+use aegis_runtime::LogFormat;
+use anyhow::Context as _;
+use clap::{Args as ClapArgs, ValueEnum};
+
+use daemon::Daemon;
+
+/// Start Aegis on this machine: decide, forward, record.
+///
+/// Reads resources from a folder (write one with `aegis init`), listens for each AgentUpstream, and
+/// stays up until Ctrl-C. Changed policies take effect by themselves.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Example:\n  aegis init aegis.d && aegis up --config aegis.d")]
+pub struct Args {
+    /// The folder with the resources (YAML)
+    #[arg(long, env = "AEGIS_CONFIG", default_value = "aegis.d")]
+    config: PathBuf,
+    /// Where the ledger, keys and sockets rest; created with mode 0700
+    #[arg(long, env = "AEGIS_STATE", default_value_os_t = crate::default_state())]
+    state: PathBuf,
+    /// The trust domain of the agents here
+    #[arg(long, env = "AEGIS_TRUST_DOMAIN", default_value = "aegis.local")]
+    trust_domain: TrustDomain,
+    /// When a call may go on: once its decision is on disk; when its answer is about to leave; or at
+    /// once, with gaps recorded
+    #[arg(long, env = "AEGIS_AUDIT", value_enum, default_value_t = AuditMode::Strict)]
+    audit: AuditMode,
+    /// The ledger: a SQLite file, or a postgres:// URL. Default: ledger.db in the state folder
+    #[arg(long, env = "AEGIS_LEDGER")]
+    ledger: Option<String>,
+    /// Where /metrics, /healthz and /readyz are served; port 0 picks one
+    #[arg(long, env = "AEGIS_ADMIN", default_value = "127.0.0.1:7100")]
+    admin: SocketAddr,
+    /// How log lines look
+    #[arg(long, env = "AEGIS_LOG_FORMAT", value_enum, default_value_t = Logs::Text)]
+    log_format: Logs,
+    /// How long open exchanges may take to end after Ctrl-C. Seconds
+    #[arg(long, default_value_t = 20)]
+    drain_seconds: u64,
+}
+
+/// How far a record is before its action.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AuditMode {
+    /// On disk before the action.
+    Strict,
+    /// On disk before the answer.
+    Overlap,
+    /// Queued; what is lost is counted and recorded as a gap.
+    Buffered,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Logs {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Runs the daemon until it is told to end.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    aegis_runtime::init_logs(match args.log_format {
+        Logs::Text => LogFormat::Text,
+        Logs::Json => LogFormat::Json,
+    });
+    let shutdown = aegis_runtime::shutdown_signal().context("cannot install signal handlers")?;
+    let daemon = Daemon::build(&args, shutdown.clone()).await?;
+    daemon.announce();
+    daemon.run(shutdown, std::time::Duration::from_secs(args.drain_seconds)).await
+}

@@ -1,0 +1,109 @@
+//! Copying SQLite's write-ahead log into the database, off the append path.
+//!
+//! SQLite calls this a checkpoint; it is what makes the tail of commit times when it runs within
+//! them. Here it runs on a thread and connection of its own, and only if that cannot keep up does
+//! the writer finish the copy between two commits, so that the file does not grow without end.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sqlx::Connection as _;
+use sqlx::sqlite::SqliteConnection;
+
+use crate::sqlite::connect;
+use crate::store::Location;
+
+/// WAL bytes after which it is copied into the database.
+const FLUSH_AFTER: u64 = 4 << 20;
+
+/// WAL bytes after which the writer itself finishes the copy, so that the file can start again.
+pub(crate) const FLUSH_BY_FORCE: u64 = 64 << 20;
+
+/// Copies the write-ahead log into the database, on a thread and connection of its own.
+#[derive(Debug)]
+pub(crate) struct Flusher {
+    pending: Arc<AtomicU64>,
+    wake: Option<tokio::sync::mpsc::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Flusher {
+    pub(crate) fn new(path: PathBuf) -> Self {
+        let pending = Arc::new(AtomicU64::new(0));
+        let (wake, woken) = tokio::sync::mpsc::channel(1);
+        let shared = Arc::clone(&pending);
+        let thread = std::thread::Builder::new()
+            .name("audit-flush".into())
+            .spawn(move || flush_loop(&path, woken, &shared))
+            .inspect_err(|error| tracing::warn!(%error, "the writer will flush the log itself"))
+            .ok();
+        Self { pending, wake: Some(wake), thread }
+    }
+
+    pub(crate) fn pending(&self) -> u64 {
+        self.pending.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn written(&self, bytes: u64) {
+        let pending = self.pending.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if pending > FLUSH_AFTER
+            && let Some(wake) = &self.wake
+        {
+            // A full channel means that a flush is about to run anyway.
+            let _ = wake.try_send(());
+        }
+    }
+
+    /// Finishes the copy from the writer's own connection, between two commits.
+    pub(crate) async fn flush_on(&self, conn: &mut SqliteConnection) {
+        let before = self.pending();
+        if let Err(error) = passive(conn).await {
+            tracing::warn!(%error, "cannot copy the write-ahead log into the database");
+        }
+        // Also after a failure: otherwise each commit would try again.
+        self.pending.fetch_sub(before, Ordering::Relaxed);
+    }
+
+    pub(crate) async fn stop(&mut self) {
+        self.wake = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+    }
+}
+
+async fn passive(conn: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(conn).await.map(drop)
+}
+
+fn flush_loop(path: &Path, mut woken: tokio::sync::mpsc::Receiver<()>, pending: &AtomicU64) {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+        return;
+    };
+    let place = Location::Sqlite(path.to_owned());
+    runtime.block_on(async {
+        let mut conn = None;
+        while woken.recv().await.is_some() {
+            if conn.is_none() {
+                conn = connect(path, &place).await.ok();
+            }
+            let Some(open) = conn.as_mut() else { continue };
+            let before = pending.load(Ordering::Relaxed);
+            match passive(open).await {
+                // What was written meanwhile stays to be copied; a share of what was copied is kept
+                // on the account, so that under steady load the writer gets to restart the file.
+                Ok(()) => {
+                    pending.fetch_sub(before - before / 4, Ordering::Relaxed);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot copy the write-ahead log into the database");
+                    conn = None;
+                }
+            }
+        }
+        if let Some(conn) = conn {
+            let _ = conn.close().await;
+        }
+    });
+}

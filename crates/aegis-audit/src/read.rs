@@ -1,0 +1,498 @@
+//! Reading a log: entries, tiles, proofs, checkpoints, salts. The same queries on both databases.
+//!
+//! Everything a proof needs is immutable once written, so readers take no snapshot and no lock; a
+//! tile that has grown since is cut to the width it had in the tree that was asked about.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as MapEntry;
+use std::ops::Range;
+use std::path::Path;
+
+use aegis_core::Digest;
+use sqlx::ConnectOptions as _;
+use sqlx::postgres::{PgPool, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
+
+use crate::checkpoint::Head;
+use crate::entry::Entry;
+use crate::note::Verifier;
+use crate::proof::TlogProof;
+use crate::salt::Salt;
+use crate::store::{
+    Columns, Location, SCHEMA_VERSION, SourceHead, StoreError, Tree, signed, unsigned,
+};
+use crate::tile::{self, Edge, TILE_WIDTH, Tile};
+use crate::tree::{self, Frontier, Node};
+
+/// "AegA": `file` and SQLite show whose database it is.
+pub(crate) const APPLICATION_ID: i32 = 0x4165_6741;
+
+#[derive(Clone, Debug)]
+pub(crate) enum Pool {
+    Sqlite(SqlitePool),
+    Postgres(PgPool),
+}
+
+/// Runs the same expression on either pool.
+macro_rules! on {
+    ($pool:expr, $it:ident => $body:expr) => {
+        match $pool {
+            Pool::Sqlite($it) => $body,
+            Pool::Postgres($it) => $body,
+        }
+    };
+}
+pub(crate) use on;
+
+/// A reader of a log; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    pub(crate) pool: Pool,
+    pub(crate) place: Location,
+}
+
+/// An entry as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Its place in the tree.
+    pub index: u64,
+    /// Whose chain it is in.
+    pub source: String,
+    /// Its place in that chain.
+    pub sequence: u64,
+    /// Its leaf hash, as stored.
+    pub leaf: Digest,
+    /// Its canonical bytes.
+    pub body: Vec<u8>,
+    pub(crate) columns: Columns,
+}
+
+impl Stored {
+    /// The entry that the bytes say.
+    ///
+    /// # Errors
+    /// When they are not an entry.
+    pub fn entry(&self) -> Result<Entry, crate::entry::EntryError> {
+        Entry::parse(&self.body)
+    }
+}
+
+pub(crate) type StoredRow = (
+    i64,
+    String,
+    i64,
+    Vec<u8>,
+    i64,
+    String,
+    String,
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    Vec<u8>,
+);
+
+/// The columns of [`StoredRow`].
+macro_rules! select_entries {
+    ($rest:literal) => {
+        concat!(
+            "SELECT e.idx, s.name, e.sequence, e.leaf, e.timestamp, e.kind, e.result, e.agent_id, ",
+            "e.reason, e.server, e.tool, e.decision_id, e.body ",
+            "FROM audit_entries e JOIN audit_sources s ON s.id = e.source ",
+            $rest
+        )
+    };
+}
+pub(crate) use select_entries;
+
+/// The SQLite options of everybody who only reads.
+fn sqlite_options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .read_only(true)
+        .busy_timeout(std::time::Duration::from_secs(10))
+        .disable_statement_logging()
+}
+
+impl Reader {
+    /// Opens a log for reading; a writer may be at work on it.
+    ///
+    /// # Errors
+    /// When it is missing, is not a log, is damaged, or was written by a newer Aegis.
+    pub async fn open(place: &Location) -> Result<Self, StoreError> {
+        match place {
+            Location::Sqlite(path) => Self::open_sqlite(path, sqlite_options(path)).await,
+            Location::Postgres(url) => {
+                let pool = PgPoolOptions::new().max_connections(4).connect(url).await;
+                let pool = pool.map_err(|error| StoreError::database(place, &error))?;
+                Self::checked(Pool::Postgres(pool), place.clone()).await
+            }
+        }
+    }
+
+    /// Opens a copied SQLite database that nobody writes. One without a write-ahead log may lie on
+    /// read-only media, and nothing is created beside it.
+    ///
+    /// # Errors
+    /// As [`Reader::open`].
+    pub async fn open_copy(path: &Path) -> Result<Self, StoreError> {
+        let immutable = !crate::sqlite::beside(path, "-wal").exists();
+        Self::open_sqlite(path, sqlite_options(path).immutable(immutable)).await
+    }
+
+    async fn open_sqlite(path: &Path, options: SqliteConnectOptions) -> Result<Self, StoreError> {
+        crate::sqlite::check_file(path)?;
+        let place = Location::Sqlite(path.to_owned());
+        let pool = SqlitePoolOptions::new()
+            .max_connections(4)
+            .test_before_acquire(false).connect_with(options).await;
+        let pool = pool.map_err(|error| StoreError::database(&place, &error))?;
+        Self::checked(Pool::Sqlite(pool), place).await
+    }
+
+    async fn checked(pool: Pool, place: Location) -> Result<Self, StoreError> {
+        let reader = Self { pool, place };
+        reader.check_schema().await?;
+        Ok(reader)
+    }
+
+    async fn check_schema(&self) -> Result<(), StoreError> {
+        let sql = "SELECT schema FROM audit_head WHERE id = 1";
+        let found: Result<Option<i64>, sqlx::Error> =
+            on!(&self.pool, pool => sqlx::query_scalar(sql).fetch_optional(pool).await);
+        let place = self.place.to_string();
+        match found {
+            Ok(Some(SCHEMA_VERSION)) => Ok(()),
+            Ok(Some(found)) if found > SCHEMA_VERSION => {
+                Err(StoreError::NewerSchema { place, found })
+            }
+            Ok(_) => Err(StoreError::Corrupt { place, why: "its head row is missing".into() }),
+            Err(sqlx::Error::Database(e))
+                if e.message().contains("no such table")
+                    || e.code().as_deref() == Some("42P01") =>
+            {
+                Err(StoreError::NotALog { path: place, why: "it has no audit tables".into() })
+            }
+            Err(error) => Err(self.failed(&error)),
+        }
+    }
+
+    pub(crate) fn failed(&self, error: &sqlx::Error) -> StoreError {
+        StoreError::database(&self.place, error)
+    }
+
+    pub(crate) fn corrupt(&self, why: impl Into<String>) -> StoreError {
+        StoreError::Corrupt { place: self.place.to_string(), why: why.into() }
+    }
+
+    fn hash(&self, bytes: &[u8]) -> Result<Digest, StoreError> {
+        let bytes = bytes.try_into().map_err(|_| self.corrupt("a stored hash is not 32 bytes"))?;
+        Ok(Digest::from_bytes(bytes))
+    }
+
+    /// Size and root of what is committed. Not signed: see [`Reader::checkpoint`].
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn head(&self) -> Result<Head, StoreError> {
+        let sql = "SELECT size, root FROM audit_head WHERE id = 1";
+        let (size, root): (i64, Vec<u8>) =
+            on!(&self.pool, pool => sqlx::query_as(sql).fetch_one(pool).await)
+                .map_err(|e| self.failed(&e))?;
+        Ok(Head { size: unsigned(size), root: self.hash(&root)? })
+    }
+
+    /// The log's verifier key, as the database names it. Whoever could alter the database could
+    /// alter this too: a verifier should be given the key from elsewhere.
+    ///
+    /// # Errors
+    /// When the store cannot be read or holds no key.
+    pub async fn verifier(&self) -> Result<Verifier, StoreError> {
+        let sql = "SELECT verifier FROM audit_head WHERE id = 1";
+        let text: String = on!(&self.pool, pool => sqlx::query_scalar(sql).fetch_one(pool).await)
+            .map_err(|e| self.failed(&e))?;
+        text.parse().map_err(|e| self.corrupt(format!("its verifier key is refused: {e}")))
+    }
+
+    /// The latest signed checkpoint, a note.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn checkpoint(&self) -> Result<Option<String>, StoreError> {
+        let sql = "SELECT note FROM audit_checkpoints ORDER BY size DESC LIMIT 1";
+        on!(&self.pool, pool => sqlx::query_scalar(sql).fetch_optional(pool).await)
+            .map_err(|e| self.failed(&e))
+    }
+
+    /// One entry.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn entry(&self, index: u64) -> Result<Option<Stored>, StoreError> {
+        Ok(self.entries(index..index.saturating_add(1)).await?.pop())
+    }
+
+    /// A range of entries in index order; those beyond the end are left out. Ask for pages.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn entries(&self, range: Range<u64>) -> Result<Vec<Stored>, StoreError> {
+        let sql = select_entries!("WHERE e.idx >= $1 AND e.idx < $2 ORDER BY e.idx");
+        let (start, end) = (signed(range.start), signed(range.end));
+        let rows: Vec<StoredRow> = on!(&self.pool, pool => {
+            sqlx::query_as(sql).bind(start).bind(end).fetch_all(pool).await
+        })
+        .map_err(|e| self.failed(&e))?;
+        rows.into_iter().map(|row| self.stored(row)).collect()
+    }
+
+    pub(crate) fn stored(&self, row: StoredRow) -> Result<Stored, StoreError> {
+        let (
+            index,
+            source,
+            sequence,
+            leaf,
+            timestamp,
+            kind,
+            result,
+            agent_id,
+            reason,
+            server,
+            tool,
+            decision_id,
+            body,
+        ) = row;
+        Ok(Stored {
+            index: unsigned(index),
+            source,
+            sequence: unsigned(sequence),
+            leaf: self.hash(&leaf)?,
+            body,
+            columns: Columns {
+                timestamp,
+                kind,
+                result,
+                agent_id,
+                reason,
+                server,
+                tool,
+                decision_id,
+            },
+        })
+    }
+
+    /// The hashes of a tile; `None` when the log is not that long.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn tile(&self, tile: Tile) -> Result<Option<Vec<Digest>>, StoreError> {
+        let width = usize::try_from(tile.width).unwrap_or(0);
+        let sql = "SELECT hashes FROM audit_tiles WHERE level = $1 AND idx = $2";
+        let (level, index) = (i64::from(tile.level), signed(tile.index));
+        if tile.level > 0 || tile.width == TILE_WIDTH {
+            let bytes: Option<Vec<u8>> = on!(&self.pool, pool => {
+                sqlx::query_scalar(sql).bind(level).bind(index).fetch_optional(pool).await
+            })
+            .map_err(|e| self.failed(&e))?;
+            if let Some(bytes) = bytes {
+                let mut hashes = tile::split(&bytes)
+                    .ok_or_else(|| self.corrupt("a tile is not whole hashes"))?;
+                hashes.truncate(width);
+                return Ok((hashes.len() == width).then_some(hashes));
+            }
+            return Ok(None);
+        }
+        let sql = "SELECT leaf FROM audit_entries WHERE idx >= $1 AND idx < $2 ORDER BY idx";
+        let start = tile.index.saturating_mul(TILE_WIDTH);
+        let (start, end) = (signed(start), signed(start.saturating_add(tile.width)));
+        let rows: Vec<Vec<u8>> = on!(&self.pool, pool => {
+            sqlx::query_scalar(sql).bind(start).bind(end).fetch_all(pool).await
+        })
+        .map_err(|e| self.failed(&e))?;
+        if rows.len() != width {
+            return Ok(None);
+        }
+        rows.iter().map(|row| self.hash(row)).collect::<Result<Vec<_>, _>>().map(Some)
+    }
+
+    /// An entry bundle: `width` entries from `index * 256`, each after its length in 16 bits.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn bundle(&self, index: u64, width: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        let start = index.saturating_mul(TILE_WIDTH);
+        let entries = self.entries(start..start.saturating_add(width)).await?;
+        if entries.len() as u64 != width {
+            return Ok(None);
+        }
+        let mut out = Vec::new();
+        for entry in entries {
+            let length = u16::try_from(entry.body.len())
+                .map_err(|_| self.corrupt("an entry is longer than 65,535 bytes"))?;
+            out.extend_from_slice(&length.to_be_bytes());
+            out.extend_from_slice(&entry.body);
+        }
+        Ok(Some(out))
+    }
+
+    /// The salt of an entry's arguments digest, unless there is none or it was erased.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn salt(&self, index: u64) -> Result<Option<Salt>, StoreError> {
+        let sql = "SELECT salt FROM audit_salts WHERE idx = $1";
+        let bytes: Option<Vec<u8>> = on!(&self.pool, pool => {
+            sqlx::query_scalar(sql).bind(signed(index)).fetch_optional(pool).await
+        })
+        .map_err(|e| self.failed(&e))?;
+        let Some(bytes) = bytes else { return Ok(None) };
+        let bytes = bytes.try_into().map_err(|_| self.corrupt("a salt is not 32 bytes"))?;
+        Ok(Some(Salt::from_bytes(bytes)))
+    }
+
+    /// The hashes of ranges of leaves in the tree of `size` leaves, from its tiles.
+    async fn hashes(&self, ranges: &[Range<u64>], size: u64) -> Result<Vec<Digest>, StoreError> {
+        let mut tiles = HashMap::new();
+        let mut hashes = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            let mut peaks = Vec::new();
+            for node in tree::subtrees(range) {
+                peaks.push(self.node(node, size, &mut tiles).await?);
+            }
+            hashes.push(tree::fold_peaks(&peaks).unwrap_or_else(tree::empty_root));
+        }
+        Ok(hashes)
+    }
+
+    async fn node(
+        &self,
+        node: Node,
+        size: u64,
+        tiles: &mut HashMap<(u32, u64), Vec<Digest>>,
+    ) -> Result<Digest, StoreError> {
+        let wanted = Tile::of_node(node, size);
+        let key = (wanted.level, wanted.index);
+        let hashes = match tiles.entry(key) {
+            MapEntry::Occupied(known) => known.into_mut(),
+            MapEntry::Vacant(place) => {
+                let hashes = self.tile(wanted).await?.ok_or_else(|| {
+                    self.corrupt(format!("tile {}/{} is missing", wanted.level, wanted.index))
+                })?;
+                place.insert(hashes)
+            }
+        };
+        Tile::node_root(node, hashes)
+            .ok_or_else(|| self.corrupt("a tile is narrower than its tree"))
+    }
+
+    /// The root of the tree of the first `size` entries.
+    ///
+    /// # Errors
+    /// When the log is shorter or cannot be read.
+    pub async fn root_at(&self, size: u64) -> Result<Digest, StoreError> {
+        let hashes = self.hashes(std::slice::from_ref(&(0..size)), size).await?;
+        Ok(hashes.first().copied().unwrap_or_else(tree::empty_root))
+    }
+
+    /// The path that proves entry `index` in the tree of `size` entries.
+    ///
+    /// # Errors
+    /// When the index or size is beyond the log, or it cannot be read.
+    pub async fn inclusion(&self, index: u64, size: u64) -> Result<Vec<Digest>, StoreError> {
+        let ranges =
+            tree::inclusion_ranges(index, size).ok_or_else(|| StoreError::Unavailable {
+                place: self.place.to_string(),
+                why: format!("entry {index} is not among its first {size}"),
+            })?;
+        self.hashes(&ranges, size).await
+    }
+
+    /// The hashes that prove the tree of `old` entries a prefix of that of `new`.
+    ///
+    /// # Errors
+    /// When the sizes are impossible, or the log cannot be read.
+    pub async fn consistency(&self, old: u64, new: u64) -> Result<Vec<Digest>, StoreError> {
+        let ranges = tree::consistency_ranges(old, new).ok_or_else(|| StoreError::Unavailable {
+            place: self.place.to_string(),
+            why: format!("there is no consistency proof from size {old} to {new}"),
+        })?;
+        self.hashes(&ranges, new).await
+    }
+
+    /// A `.tlog-proof` of an entry against the latest checkpoint; `None` while no checkpoint covers
+    /// it. With `disclose`, its extra data is the salt of the arguments digest.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn prove(&self, index: u64, disclose: bool) -> Result<Option<TlogProof>, StoreError> {
+        let Some(checkpoint) = self.checkpoint().await? else { return Ok(None) };
+        let size = crate::checkpoint::parse(&checkpoint)
+            .map_err(|e| self.corrupt(format!("its checkpoint is refused: {e}")))?
+            .head
+            .size;
+        if index >= size {
+            return Ok(None);
+        }
+        let path = self.inclusion(index, size).await?;
+        let salt = if disclose { self.salt(index).await? } else { None };
+        let extra = salt.map(|salt| salt.as_bytes().to_vec());
+        Ok(Some(TlogProof { extra, index, path, checkpoint }))
+    }
+
+    /// What the sequencer needs to go on, checked against the head row.
+    pub(crate) async fn tree(&self) -> Result<Tree, StoreError> {
+        let head = self.head().await?;
+        let mut tiles = HashMap::new();
+        let mut peaks = Vec::new();
+        for node in tree::subtrees(&(0..head.size)) {
+            peaks.push(self.node(node, head.size, &mut tiles).await?);
+        }
+        let mut levels = Vec::new();
+        for level in 0..Edge::height(head.size) {
+            let hashes = head.size >> (8 * level);
+            let width = hashes % TILE_WIDTH;
+            let index = hashes / TILE_WIDTH;
+            let hashes = match width {
+                0 => Vec::new(),
+                width => {
+                    let wanted = Tile { level, index, width };
+                    self.tile(wanted).await?.ok_or_else(|| self.corrupt("a tile is missing"))?
+                }
+            };
+            levels.push(hashes);
+        }
+        let broken = || self.corrupt("its tiles do not fit its size");
+        let tree = Tree {
+            frontier: Frontier::from_peaks(head.size, peaks).ok_or_else(broken)?,
+            edge: Edge::from_levels(head.size, levels).ok_or_else(broken)?,
+        };
+        if tree.head() == head {
+            Ok(tree)
+        } else {
+            Err(self.corrupt("its tiles do not lead to its root hash"))
+        }
+    }
+
+    /// Where a source's chain stands.
+    pub(crate) async fn source(&self, name: &str) -> Result<SourceHead, StoreError> {
+        let sql = "SELECT e.sequence, e.leaf, e.kind FROM audit_entries e \
+                   WHERE e.source = (SELECT id FROM audit_sources WHERE name = $1) \
+                   ORDER BY e.sequence DESC LIMIT 1";
+        let row: Option<(i64, Vec<u8>, String)> = on!(&self.pool, pool => {
+            sqlx::query_as(sql).bind(name.to_owned()).fetch_optional(pool).await
+        })
+        .map_err(|e| self.failed(&e))?;
+        let Some((sequence, leaf, kind)) = row else { return Ok(SourceHead::default()) };
+        Ok(SourceHead {
+            sequence: unsigned(sequence),
+            leaf: self.hash(&leaf)?,
+            closed: kind == crate::entry::Kind::JournalClosed.as_str(),
+        })
+    }
+
+    /// Closes the connections.
+    pub async fn close(&self) {
+        on!(&self.pool, pool => pool.close().await);
+    }
+}

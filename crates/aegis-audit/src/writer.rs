@@ -1,0 +1,444 @@
+//! The writer thread: takes what is queued, chains and hashes it, commits it in one transaction.
+//!
+//! The tree in memory moves only when the store has committed, so a failed transaction leaves
+//! nothing behind. After a failure the connection is opened anew and the tree is read back, because
+//! a commit whose sync failed may still have happened.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Instant, SystemTime};
+
+use aegis_core::Timestamp;
+use serde_json::{Map, Value, json};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
+
+use crate::checkpoint::{self, Head};
+use crate::entry::{Draft, Kind, Outcome};
+use crate::journal::{
+    AppendError, Command, Committed, Counters, Observed, Observer, Options, Pending,
+};
+use crate::note::Signer;
+use crate::postgres::PostgresStore;
+use crate::read::Reader;
+use crate::sqlite::{SqliteStore, beside};
+use crate::store::{Batch, Location, Row, SourceHead, StoreError, Tree};
+use crate::{tile, tree, witness};
+
+/// The most entries in one transaction.
+const MAX_BATCH: usize = 1_024;
+
+/// Either store.
+enum Store {
+    Sqlite(Box<SqliteStore>),
+    Postgres(Box<PostgresStore>),
+}
+
+macro_rules! store {
+    ($store:expr, $it:ident => $body:expr) => {
+        match $store {
+            Store::Sqlite($it) => $body,
+            Store::Postgres($it) => $body,
+        }
+    };
+}
+
+/// What [`start`] gives back.
+pub(crate) struct Started {
+    pub(crate) head: watch::Receiver<Head>,
+    pub(crate) checkpoint: watch::Receiver<Arc<str>>,
+    pub(crate) thread: std::thread::JoinHandle<()>,
+}
+
+/// Starts the writer thread and waits until it has recorded `journal_opened`.
+pub(crate) async fn start(
+    place: Location,
+    options: Options,
+    queue: mpsc::Receiver<Command>,
+    counters: Arc<Counters>,
+) -> Result<Started, StoreError> {
+    let (ready, opened) = oneshot::channel();
+    let shown = place.to_string();
+    let failed = |why: String| StoreError::Unavailable { place: shown.clone(), why };
+    let thread = std::thread::Builder::new()
+        .name("audit-writer".into())
+        .spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            match runtime {
+                Ok(runtime) => runtime.block_on(main(place, options, queue, counters, ready)),
+                Err(error) => {
+                    let why = format!("cannot start its writer: {error}");
+                    let place = place.to_string();
+                    let _ = ready.send(Err(StoreError::Unavailable { place, why }));
+                }
+            }
+        })
+        .map_err(|error| failed(format!("cannot start its writer thread: {error}")))?;
+    let ended = || failed("its writer ended while starting".into());
+    let (head, checkpoint) = opened.await.map_err(|_| ended())??;
+    Ok(Started { head, checkpoint, thread })
+}
+
+type Ready =
+    oneshot::Sender<Result<(watch::Receiver<Head>, watch::Receiver<Arc<str>>), StoreError>>;
+
+async fn main(
+    place: Location,
+    options: Options,
+    mut queue: mpsc::Receiver<Command>,
+    counters: Arc<Counters>,
+    ready: Ready,
+) {
+    let interval = options.checkpoint_interval;
+    let mut writer = match Writer::open(place, options, counters).await {
+        Ok((writer, head, checkpoint)) => {
+            let _ = ready.send(Ok((head, checkpoint)));
+            writer
+        }
+        Err(error) => {
+            let _ = ready.send(Err(error));
+            return;
+        }
+    };
+    let mut ticks = tokio::time::interval(interval.max(std::time::Duration::from_millis(1)));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut commands = Vec::with_capacity(MAX_BATCH);
+    loop {
+        tokio::select! {
+            taken = queue.recv_many(&mut commands, MAX_BATCH) => {
+                if taken == 0 || writer.run(&mut commands).await {
+                    break;
+                }
+            }
+            _ = ticks.tick() => writer.tick().await,
+        }
+    }
+    // Nobody gets an answer that was not given: later appends see a closed journal.
+    queue.close();
+    store!(writer.store, store => store.close().await);
+    writer.reader.close().await;
+}
+
+struct Writer {
+    store: Store,
+    reader: Reader,
+    place: Location,
+    source: String,
+    signer: Signer,
+    saved: Option<PathBuf>,
+    tree: Tree,
+    chain: SourceHead,
+    signed: u64,
+    /// The state in memory may not be the store's.
+    stale: bool,
+    /// Set once another sequencer has taken over.
+    fenced: bool,
+    observers: Vec<Observer>,
+    counters: Arc<Counters>,
+    head: watch::Sender<Head>,
+    checkpoint: watch::Sender<Arc<str>>,
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_micros(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}
+
+impl Writer {
+    async fn open(
+        place: Location,
+        options: Options,
+        counters: Arc<Counters>,
+    ) -> Result<(Self, watch::Receiver<Head>, watch::Receiver<Arc<str>>), StoreError> {
+        let verifier = options.signer.verifier().to_string();
+        let (store, saved) = match &place {
+            Location::Sqlite(path) => {
+                let saved = options.saved_checkpoint.unwrap_or_else(|| beside(path, ".checkpoint"));
+                let store = SqliteStore::open(path, &verifier, &options.source).await?;
+                (Store::Sqlite(Box::new(store)), Some(saved))
+            }
+            Location::Postgres(url) => {
+                let store = PostgresStore::open(url, &verifier, &options.source).await?;
+                (Store::Postgres(Box::new(store)), options.saved_checkpoint)
+            }
+        };
+        let reader = Reader::open(&place).await?;
+        let tree = reader.tree().await?;
+        let chain = reader.source(&options.source).await?;
+        let signed =
+            check_remembered(&reader, &options.signer, saved.as_ref(), &options.witnesses).await?;
+        let (head, head_seen) = watch::channel(tree.head());
+        let note = reader.checkpoint().await?.unwrap_or_default();
+        let (checkpoint, checkpoint_seen) = watch::channel(note.into());
+        let mut writer = Self {
+            store,
+            reader,
+            place,
+            source: options.source,
+            signer: options.signer,
+            saved,
+            tree,
+            chain,
+            signed,
+            stale: false,
+            fenced: false,
+            observers: options.observers,
+            counters,
+            head,
+            checkpoint,
+        };
+        writer.opened().await?;
+        Ok((writer, head_seen, checkpoint_seen))
+    }
+
+    /// Records that the journal was opened, and whether it had been closed in order.
+    async fn opened(&mut self) -> Result<(), StoreError> {
+        let mut detail = Map::new();
+        detail.insert("entries".into(), json!(self.tree.frontier.size()));
+        detail.insert("previous_sequence".into(), json!(self.chain.sequence));
+        if !self.chain.closed {
+            detail.insert("gap".into(), json!("the journal had not been closed"));
+        }
+        self.commit_own(Kind::JournalOpened, detail).await.map_err(|error| match error {
+            AppendError::Store(error) => Arc::try_unwrap(error).unwrap_or_else(|error| {
+                StoreError::Unavailable { place: self.place.to_string(), why: error.to_string() }
+            }),
+            error => {
+                StoreError::Unavailable { place: self.place.to_string(), why: error.to_string() }
+            }
+        })?;
+        let _ = self.sign().await?;
+        Ok(())
+    }
+
+    fn own(&self, kind: Kind, detail: Map<String, Value>) -> Result<Pending, AppendError> {
+        let mut draft = Draft::new(kind, now(), Outcome::Recorded);
+        draft.detail = detail;
+        let rendered = draft.render(&self.source)?;
+        Ok(Pending { draft, rendered, reply: None })
+    }
+
+    async fn commit_own(
+        &mut self,
+        kind: Kind,
+        detail: Map<String, Value>,
+    ) -> Result<(), AppendError> {
+        let own = self.own(kind, detail)?;
+        self.try_commit(&[own]).await.map(drop).map_err(|e| AppendError::Store(Arc::new(e)))
+    }
+
+    /// Carries out what was taken from the queue; whether the journal is to end.
+    async fn run(&mut self, commands: &mut Vec<Command>) -> bool {
+        let mut batch = Vec::with_capacity(commands.len());
+        let mut closing = Vec::new();
+        for command in commands.drain(..) {
+            match command {
+                Command::Append(pending) => batch.push(*pending),
+                Command::Checkpoint(reply) => {
+                    self.commit(std::mem::take(&mut batch)).await;
+                    let signed = self.sign().await;
+                    let _ = reply.send(signed.map_err(|e| AppendError::Store(Arc::new(e))));
+                }
+                Command::EraseSalts(indices, reply) => {
+                    self.commit(std::mem::take(&mut batch)).await;
+                    let erased =
+                        store!(&mut self.store, store => store.erase_salts(&indices).await);
+                    let _ = reply.send(erased.map_err(|e| AppendError::Store(Arc::new(e))));
+                }
+                Command::Close(reply) => closing.push(reply),
+            }
+        }
+        self.commit(batch).await;
+        if closing.is_empty() {
+            return false;
+        }
+        let closed = self.finish().await;
+        for reply in closing {
+            let _ = reply.send(closed.clone());
+        }
+        true
+    }
+
+    async fn finish(&mut self) -> Result<(), AppendError> {
+        let mut detail = Map::new();
+        let lost = self.counters.unrecorded_gap.load(Ordering::Relaxed);
+        if lost > 0 {
+            detail.insert("lost".into(), json!(lost));
+        }
+        self.commit_own(Kind::JournalClosed, detail).await?;
+        self.sign().await.map(drop).map_err(|e| AppendError::Store(Arc::new(e)))
+    }
+
+    /// Signs a checkpoint if the log has grown since the last one.
+    async fn tick(&mut self) {
+        if self.tree.frontier.size() > self.signed
+            && !self.stale
+            && let Err(error) = self.sign().await
+        {
+            tracing::warn!(%error, "no audit checkpoint was signed");
+        }
+    }
+
+    /// Signs the committed head. The note is remembered outside the database before anybody sees
+    /// it; a head below the last one that was remembered is never signed.
+    async fn sign(&mut self) -> Result<String, StoreError> {
+        self.refresh().await?;
+        let head = self.tree.head();
+        let place = self.place.to_string();
+        if head.size < self.signed {
+            let why = format!("{} entries had been signed and it has {}", self.signed, head.size);
+            return Err(StoreError::Rollback { place, why });
+        }
+        let note = checkpoint::sign(&self.signer, &head);
+        if let Some(path) = &self.saved {
+            witness::save(path, &note)?;
+        }
+        let saved = store!(&mut self.store, store => store.save_checkpoint(head.size, &note).await);
+        if let Err(error) = saved {
+            self.failed(&error);
+            return Err(error);
+        }
+        self.signed = head.size;
+        self.checkpoint.send_replace(note.as_str().into());
+        Ok(note)
+    }
+
+    fn failed(&mut self, error: &StoreError) {
+        self.stale = true;
+        self.fenced |= matches!(error, StoreError::Fenced { .. });
+    }
+
+    /// Commits a batch and answers its callers.
+    async fn commit(&mut self, mut batch: Vec<Pending>) {
+        if batch.is_empty() {
+            return;
+        }
+        let lost = self.counters.unrecorded_gap.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            let mut detail = Map::new();
+            detail.insert("lost".into(), json!(lost));
+            match self.own(Kind::Gap, detail) {
+                Ok(gap) => batch.insert(0, gap),
+                Err(error) => tracing::error!(%error, lost, "cannot record a gap"),
+            }
+        }
+        let started = Instant::now();
+        match self.try_commit(&batch).await {
+            Ok(committed) => {
+                let nanos = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                self.counters.commit_nanos.fetch_add(nanos, Ordering::Relaxed);
+                self.counters.batches.fetch_add(1, Ordering::Relaxed);
+                self.counters.committed.fetch_add(committed.len() as u64, Ordering::Relaxed);
+                for (pending, committed) in batch.into_iter().zip(committed) {
+                    if let Some(reply) = pending.reply {
+                        let _ = reply.send(Ok(committed));
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, entries = batch.len(), "audit entries were not recorded");
+                self.counters.unrecorded_gap.fetch_add(lost, Ordering::Relaxed);
+                self.counters.failed.fetch_add(batch.len() as u64, Ordering::Relaxed);
+                let error = Arc::new(error);
+                for pending in batch {
+                    match pending.reply {
+                        Some(reply) => {
+                            drop(reply.send(Err(AppendError::Store(Arc::clone(&error)))))
+                        }
+                        None if pending.draft.kind == Kind::Gap => {}
+                        None => self.counters.lost(1),
+                    }
+                }
+            }
+        }
+    }
+
+    /// After a failure: a fresh connection, and the tree as the store has it.
+    async fn refresh(&mut self) -> Result<(), StoreError> {
+        if self.fenced {
+            return Err(StoreError::Fenced { place: self.place.to_string() });
+        }
+        if !self.stale {
+            return Ok(());
+        }
+        if let Err(error) = store!(&mut self.store, store => store.reconnect().await) {
+            self.failed(&error);
+            return Err(error);
+        }
+        self.tree = self.reader.tree().await?;
+        self.chain = self.reader.source(&self.source).await?;
+        self.head.send_replace(self.tree.head());
+        self.stale = false;
+        Ok(())
+    }
+
+    /// Chains, hashes and commits; the state in memory moves only on success.
+    async fn try_commit(&mut self, batch: &[Pending]) -> Result<Vec<Committed>, StoreError> {
+        self.refresh().await?;
+        let (mut tree, mut chain) = (self.tree.clone(), self.chain.clone());
+        let from = tree.frontier.size();
+        let mut rows = Vec::with_capacity(batch.len());
+        let (mut tiles, mut salts) = (Vec::new(), Vec::new());
+        let mut committed = Vec::with_capacity(batch.len());
+        for pending in batch {
+            let index = tree.frontier.size();
+            let sequence = chain.sequence + 1;
+            let body = pending.rendered.finish(sequence, chain.leaf);
+            let leaf = tree::leaf_hash(&body);
+            tree.frontier.push(leaf);
+            tree.edge.push(leaf, &mut |tile, hashes| tiles.push((tile, tile::join(hashes))));
+            let closed = pending.draft.kind == Kind::JournalClosed;
+            chain = SourceHead { sequence, leaf, closed };
+            if let Some(salt) = pending.draft.salt {
+                salts.push((index, salt));
+            }
+            rows.push(Row { index, sequence, leaf, body, columns: (&pending.draft).into() });
+            committed.push(Committed { index, leaf });
+        }
+        let head = tree.head();
+        let write = Batch { from, head, rows, tiles, salts };
+        if let Err(error) = store!(&mut self.store, store => store.commit(write).await) {
+            self.failed(&error);
+            return Err(error);
+        }
+        let first = self.chain.sequence + 1;
+        (self.tree, self.chain) = (tree, chain);
+        self.head.send_replace(head);
+        for ((pending, committed), sequence) in batch.iter().zip(&committed).zip(first..) {
+            let Committed { index, leaf } = *committed;
+            let seen = Observed { index, leaf, sequence, draft: &pending.draft };
+            for observer in &mut self.observers {
+                observer(&seen);
+            }
+        }
+        Ok(committed)
+    }
+}
+
+/// Compares the log with every remembered checkpoint; the largest size that was signed.
+async fn check_remembered(
+    reader: &Reader,
+    signer: &Signer,
+    saved: Option<&PathBuf>,
+    witnesses: &[PathBuf],
+) -> Result<u64, StoreError> {
+    let verifier = signer.verifier();
+    let mut signed = 0;
+    if let Some(note) = reader.checkpoint().await? {
+        signed = witness::check(reader, verifier, &note, "the database").await?;
+    }
+    for path in saved.into_iter().chain(witnesses) {
+        match witness::read(path)? {
+            Some(note) => {
+                let whence = path.display().to_string();
+                signed = signed.max(witness::check(reader, verifier, &note, &whence).await?);
+            }
+            None if signed > 0 => {
+                tracing::warn!(path = %path.display(), "no remembered audit checkpoint; a rollback before this start would not be noticed");
+            }
+            None => {}
+        }
+    }
+    Ok(signed)
+}

@@ -1,0 +1,10 @@
+//! What identities must prove before they are believed.
+
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod jwt;
+#[cfg(test)]
+mod tls;
+#[cfg(test)]
+mod verify;

@@ -1,0 +1,611 @@
+//! The kernel: one decision for every action, wherever it happens.
+//!
+//! [`Kernel::decide`] is the only composition of identity, risk, trust, policy, approval and
+//! record, and the only maker of a [`Permit`]. [`Kernel::evaluate`] is the same without effects:
+//! for lists, try-outs and explanations.
+//!
+//! Order: identity → facts → risk and tier → policies (which see them, and may only tighten) →
+//! approvals → rate limits → record → permit. Everything that goes wrong on the way denies.
+
+pub mod approvals;
+pub mod explain;
+mod judge;
+mod permit;
+mod principal;
+mod record;
+mod request;
+mod state;
+pub mod totp;
+pub mod trust_book;
+
+use std::sync::Arc;
+
+use aegis_audit::{
+    entry::{Draft, Kind, Outcome},
+    journal::{AppendError, Durability, Journal, Observer},
+    query::Filter,
+    store::StoreError,
+};
+use aegis_core::{
+    AgentId, Digest, Timestamp,
+    action::Action,
+    approval::{ApprovalError, ApprovalRequest, ApprovalState, Vote},
+    decision::{Decision, Reason, Verdict},
+    policy::Scope,
+    trust::Trust,
+};
+use aegis_policy::PolicyEngine;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+pub use judge::Judgement;
+pub use permit::{Permit, Receipt, Record};
+pub use principal::{Principal, Registration, Registry};
+pub use record::Ending;
+pub use request::{Context, Judged, Provenance, Refusal, Request};
+pub use state::{State, Thresholding};
+
+use crate::{
+    approvals::{ApprovalBook, Case, Question},
+    trust_book::TrustBook,
+};
+
+/// Where the time comes from; injected, so that tests own it.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// The decision point of one decision domain.
+pub struct Kernel {
+    journal: Journal,
+    durability: Durability,
+    engine: Arc<PolicyEngine>,
+    state: arc_swap::ArcSwap<State>,
+    trust: Arc<Mutex<TrustBook>>,
+    approvals: Mutex<ApprovalBook>,
+    changed: watch::Sender<u64>,
+    recent: judge::RecentActions,
+    clock: Clock,
+}
+
+/// Why a kernel did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The ledger could not be read.
+    #[error("the ledger cannot be read back: {0}")]
+    Ledger(#[from] StoreError),
+    /// An entry of the ledger is not one.
+    #[error("entry {index} of the ledger cannot be read: {message}; run `aegis audit verify`")]
+    Entry {
+        /// Which.
+        index: u64,
+        /// Why.
+        message: String,
+    },
+    /// The ledger does not take entries.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+}
+
+/// Why a vote was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum VoteError {
+    /// No such approval.
+    #[error("there is no approval `{0}`; list the open ones with `aegis approvals list`")]
+    Unknown(String),
+    /// The state machine refuses it.
+    #[error(transparent)]
+    Refused(#[from] ApprovalError),
+    /// It could not be recorded, so it does not count.
+    #[error("the answer was not recorded and does not count: {0}")]
+    Record(#[from] AppendError),
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel").field("durability", &self.durability).finish_non_exhaustive()
+    }
+}
+
+/// A trust book with the observer that keeps it current; the observer goes into the journal's
+/// options before the journal is opened.
+#[must_use]
+pub fn trust_book() -> (Arc<Mutex<TrustBook>>, Observer) {
+    let book = Arc::new(Mutex::new(TrustBook::default()));
+    let fold = Arc::clone(&book);
+    // Entries that commit while the history is still being read wait for it (`Kernel::start`).
+    let observer: Observer =
+        Box::new(move |observed| fold.lock().commit(observed.index, observed.draft));
+    (book, observer)
+}
+
+impl Kernel {
+    /// Reads the ledger back and starts deciding. `trust` is from [`trust_book`], and its observer
+    /// is registered with `journal`.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read back.
+    pub async fn start(
+        journal: Journal,
+        durability: Durability,
+        engine: Arc<PolicyEngine>,
+        trust: Arc<Mutex<TrustBook>>,
+        state: State,
+        clock: Clock,
+    ) -> Result<Self, StartError> {
+        let mut approvals = ApprovalBook::default();
+        let reader = journal.reader();
+        let size = reader.head().await?.size;
+        let mut at = 0;
+        while at < size {
+            let stored = reader.entries(at..size.min(at + 1_000)).await?;
+            if stored.is_empty() {
+                break;
+            }
+            for one in stored {
+                let entry = one.entry().map_err(|error| StartError::Entry {
+                    index: one.index,
+                    message: error.to_string(),
+                })?;
+                trust.lock().replay(one.index, &entry);
+                approvals.replay(&entry);
+                at = one.index + 1;
+            }
+        }
+        trust.lock().caught_up(at);
+        let kernel = Self {
+            journal,
+            durability,
+            engine,
+            state: arc_swap::ArcSwap::from_pointee(state),
+            trust,
+            approvals: Mutex::new(approvals),
+            changed: watch::Sender::new(0),
+            recent: judge::RecentActions::default(),
+            clock,
+        };
+        kernel.record_thresholds().await?;
+        Ok(kernel)
+    }
+
+    /// The thresholds that the trust fold uses must be in the ledger before they are used.
+    async fn record_thresholds(&self) -> Result<(), AppendError> {
+        let wanted = self.state.load().thresholds.base.clone();
+        if *self.trust.lock().thresholds() != wanted || self.trust.lock().as_of() == 0 {
+            let mut draft = Draft::new(Kind::Configuration, self.now(), Outcome::Recorded);
+            draft.detail.insert("thresholds".into(), json!(wanted));
+            self.journal.append(draft).await?.await?;
+        }
+        Ok(())
+    }
+
+    /// Replaces what is registered, revoked and thresholded, all at once.
+    ///
+    /// # Errors
+    /// When changed thresholds could not be recorded; the new state then holds all the same.
+    pub async fn update(&self, state: State) -> Result<(), AppendError> {
+        self.state.store(Arc::new(state));
+        self.changed.send_modify(|version| *version += 1);
+        self.record_thresholds().await
+    }
+
+    /// Replaces the state by one that differs only in when it was confirmed.
+    pub fn confirm(&self, state: State) {
+        self.state.store(Arc::new(state));
+    }
+
+    /// What is registered, revoked and thresholded.
+    #[must_use]
+    pub fn state(&self) -> Arc<State> {
+        self.state.load_full()
+    }
+
+    /// The policies.
+    #[must_use]
+    pub const fn engine(&self) -> &Arc<PolicyEngine> {
+        &self.engine
+    }
+
+    /// The journal.
+    #[must_use]
+    pub const fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// The time.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+
+    /// Counts up when policy state, registrations or approvals change: whoever holds something
+    /// open judges it anew.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Tells holders of open exchanges that something changed outside [`Kernel::update`].
+    pub fn announce_change(&self) {
+        self.changed.send_modify(|version| *version += 1);
+    }
+
+    /// The posterior of an agent, and the ledger size it is folded from.
+    #[must_use]
+    pub fn trust(&self, agent: &AgentId) -> (Trust, u64) {
+        let book = self.trust.lock();
+        (book.trust(agent), book.as_of())
+    }
+
+    /// Every agent with a history.
+    #[must_use]
+    pub fn trusted_agents(&self) -> Vec<(AgentId, Trust)> {
+        self.trust.lock().agents().map(|(id, trust)| (id.clone(), *trust)).collect()
+    }
+
+    /// Judges without any effect: nothing is recorded, no rate is taken, no approval used.
+    #[must_use]
+    pub fn evaluate(&self, request: &Request<'_>) -> Judgement {
+        judge::judge(self, request, self.now(), judge::Purpose::Act)
+    }
+
+    /// Whether an item may be named in a list: its arguments are not known yet.
+    #[must_use]
+    pub fn may_list(&self, request: &Request<'_>) -> bool {
+        let judgement = judge::judge(self, request, self.now(), judge::Purpose::List);
+        judgement.decision.verdict != Verdict::Deny
+    }
+
+    /// Decides on `message`, records the decision, and gives the permit to forward it.
+    ///
+    /// # Errors
+    /// The refusal, recorded: a denial, or an approval that is waited for.
+    pub async fn decide<M: Judged>(
+        &self,
+        context: Context<'_>,
+        message: M,
+    ) -> Result<Permit<M>, Refusal> {
+        match self.decide_on(&context.about(message.action())).await {
+            Ok(receipt) => Ok(Permit::new(message, receipt)),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    async fn decide_on(&self, request: &Request<'_>) -> Result<Receipt, Refusal> {
+        let now = self.now();
+        self.recent.note(&request.context.principal.id, now);
+        let mut judgement = judge::judge(self, request, now, judge::Purpose::Act);
+        let mut approval = None;
+        if judgement.decision.verdict == Verdict::RequireApproval {
+            match self.settle_approval(request, &mut judgement, now).await {
+                Ok(id) => approval = Some(id),
+                Err(error) => return Err(self.unrecorded(judgement.decision, &error)),
+            }
+        }
+        if judgement.decision.verdict == Verdict::Allow && !judgement.take_rates(self, request, now)
+        {
+            judgement.deny(Reason::RateLimited);
+        }
+        let decision = Arc::new(judgement.decision);
+        let decision_id = uuid::Uuid::now_v7().to_string();
+        let mut draft = record::decision(request, &decision, &decision_id, now);
+        draft.approval.clone_from(&approval);
+        let durability =
+            if decision.verdict == Verdict::Allow { self.durability } else { Durability::Strict };
+        let recorded = match self.journal.record(draft, durability).await {
+            Ok(recorded) => Record::from(recorded),
+            Err(error) => {
+                let decision = Arc::try_unwrap(decision).unwrap_or_else(|shared| (*shared).clone());
+                return Err(self.unrecorded(decision, &error));
+            }
+        };
+        if decision.verdict != Verdict::Allow {
+            let index = recorded.index();
+            return Err(Refusal { decision_id, decision, approval, index });
+        }
+        Ok(Receipt {
+            decision_id,
+            record: recorded,
+            principal: request.context.principal.id.clone(),
+            sponsor: request.context.principal.sponsor.clone(),
+            action: record::action_members(request.action, &decision.action.to_string()),
+            decision,
+        })
+    }
+
+    /// Records the refusal of a message that could not even be judged, by a caller who is known.
+    /// Returns the index of the record, unless recording failed.
+    pub async fn refuse(
+        &self,
+        principal: &Principal,
+        server: &str,
+        method: &str,
+        reason: Reason,
+    ) -> Option<u64> {
+        let mut draft = Draft::new(Kind::Decision, self.now(), Outcome::Deny);
+        draft.agent_id = Some(principal.id.to_string());
+        draft.sponsor = principal.sponsor.as_ref().map(ToString::to_string);
+        draft.reason = Some(reason.code().into());
+        draft.decision_id = Some(uuid::Uuid::now_v7().to_string());
+        draft.action.insert("server".into(), server.into());
+        draft.action.insert("method".into(), method.into());
+        self.record(draft)
+            .await
+            .inspect_err(|error| tracing::error!(%error, "a refusal could not be recorded"))
+            .ok()
+    }
+
+    /// What cannot be recorded does not happen.
+    fn unrecorded(&self, decision: Decision, error: &AppendError) -> Refusal {
+        tracing::error!(%error, "a decision could not be recorded; denying");
+        let mut decision = decision;
+        decision.verdict = Verdict::Deny;
+        decision.reason = Reason::RecordFailed;
+        decision.message = Reason::RecordFailed.sentence().into();
+        Refusal {
+            decision_id: String::new(),
+            decision: Arc::new(decision),
+            approval: None,
+            index: None,
+        }
+    }
+
+    /// Records that an action which was judged before is refused after all: a human said no, or
+    /// nobody said yes in time.
+    pub async fn refuse_action(
+        &self,
+        principal: &Principal,
+        action: &Action,
+        approval: Option<&str>,
+        reason: Reason,
+    ) -> Option<u64> {
+        let judgement = self.evaluate(&Context::new(principal, Scope::Mesh, "").about(action));
+        let mut draft = Draft::new(Kind::Decision, self.now(), Outcome::Deny);
+        draft.agent_id = Some(principal.id.to_string());
+        draft.sponsor = principal.sponsor.as_ref().map(ToString::to_string);
+        draft.reason = Some(reason.code().into());
+        draft.decision_id = Some(uuid::Uuid::now_v7().to_string());
+        draft.approval = approval.map(Into::into);
+        draft.risk = Some(judgement.decision.risk.score.get().into());
+        draft.action = record::action_members(action, &judgement.decision.action.to_string());
+        let draft = record::with_arguments(draft, action, &[]);
+        self.record(draft)
+            .await
+            .inspect_err(|error| tracing::error!(%error, "a refusal could not be recorded"))
+            .ok()
+    }
+
+    /// Uses an approval that the action holds, or opens one, or finds the one that is open.
+    /// Returns the approval's id; the judgement says whether it permits.
+    async fn settle_approval(
+        &self,
+        request: &Request<'_>,
+        judgement: &mut Judgement,
+        now: Timestamp,
+    ) -> Result<String, AppendError> {
+        let (action, policies) = (judgement.decision.action, judgement.policies);
+        let found = {
+            let mut book = self.approvals.lock();
+            let found =
+                book.usable(action, policies, now).map(|(id, state)| (id.to_owned(), state));
+            match found {
+                Some((id, ApprovalState::Approved)) => {
+                    // Marked under the lock, so one caller wins; durable before it permits.
+                    book.consume(&id, action, policies, now).is_ok().then_some((id, true))
+                }
+                Some((id, _)) => Some((id, false)),
+                None => None,
+            }
+        };
+        match found {
+            Some((id, true)) => {
+                let mut draft = Draft::new(Kind::ApprovalConsumed, now, Outcome::Recorded);
+                draft.agent_id = Some(request.context.principal.id.to_string());
+                draft.approval = Some(id.clone());
+                draft.action = record::action_members(request.action, &action.to_string());
+                self.journal.append(draft).await?.await?;
+                judgement.allow(Reason::Approved);
+                Ok(id)
+            }
+            Some((id, false)) => Ok(id),
+            None => self.open_approval(request, judgement, now).await,
+        }
+    }
+
+    async fn open_approval(
+        &self,
+        request: &Request<'_>,
+        judgement: &Judgement,
+        now: Timestamp,
+    ) -> Result<String, AppendError> {
+        let decision = &judgement.decision;
+        let id = short_id();
+        let ttl = self
+            .state
+            .load()
+            .thresholds
+            .of(request.context.principal.id.namespace())
+            .approval_ttl_secs;
+        let asked = ApprovalRequest {
+            id: id.clone(),
+            action: decision.action,
+            policies: judgement.policies,
+            requester: request.context.principal.id.clone(),
+            sponsor: request.context.principal.sponsor.clone(),
+            need: decision.approval.clone().unwrap_or_default(),
+            requested_at: now,
+            expires_at: now.plus(std::time::Duration::from_secs(ttl.into())),
+        };
+        let question = Question {
+            action: record::action_members(request.action, &decision.action.to_string()),
+            arguments: record::redacted(&request.action.arguments, &decision.obligations),
+            message: decision.message.clone(),
+            reason: decision.reason.code().into(),
+            risk: decision.risk.score.get().into(),
+            trust: decision.trust.get().into(),
+            tier: decision.tier.as_str().into(),
+        };
+        let mut draft = Draft::new(Kind::ApprovalRequested, now, Outcome::Recorded);
+        draft.agent_id = Some(request.context.principal.id.to_string());
+        draft.sponsor = request.context.principal.sponsor.as_ref().map(ToString::to_string);
+        draft.approval = Some(id.clone());
+        draft.action.clone_from(&question.action);
+        draft.resource.clone_from(&request.action.resource);
+        let mut told = json!(question);
+        if let Some(members) = told.as_object_mut() {
+            // They are members of the entry itself.
+            members.remove("action");
+            members.insert("action".into(), json!({}));
+            members.insert("arguments".into(), Value::Null);
+        }
+        draft.detail.insert("request".into(), json!(asked));
+        draft.detail.insert("question".into(), told);
+        let draft = record::with_arguments(draft, request.action, &decision.obligations);
+        self.journal.append(draft).await?.await?;
+        let case = Case { approval: aegis_core::approval::Approval::new(asked), question };
+        self.approvals.lock().open(case);
+        self.announce_change();
+        Ok(id)
+    }
+
+    /// Answers an approval. The vote counts once it is in the ledger.
+    ///
+    /// # Errors
+    /// When there is no such approval, the state machine refuses the vote, or it cannot be recorded.
+    pub async fn vote(&self, id: &str, vote: Vote) -> Result<ApprovalState, VoteError> {
+        let (action, agent) = {
+            let book = self.approvals.lock();
+            book.try_vote(id, vote.clone()).ok_or_else(|| VoteError::Unknown(id.into()))??;
+            let case = book.find(id).ok_or_else(|| VoteError::Unknown(id.into()))?;
+            (case.question.action.clone(), case.approval.request.requester.to_string())
+        };
+        let mut draft = Draft::new(Kind::ApprovalVote, vote.at, Outcome::Recorded);
+        draft.agent_id = Some(agent);
+        draft.approval = Some(id.into());
+        draft.action = action;
+        draft.detail.insert("vote".into(), json!(vote));
+        self.journal.append(draft).await?.await?;
+        let now = vote.at;
+        let mut book = self.approvals.lock();
+        book.vote(id, vote);
+        let state = book.find(id).map_or(ApprovalState::Expired, |case| case.approval.state(now));
+        drop(book);
+        self.announce_change();
+        Ok(state)
+    }
+
+    /// Where an approval stands now.
+    #[must_use]
+    pub fn approval_state(&self, id: &str) -> Option<ApprovalState> {
+        let now = self.now();
+        self.approvals.lock().find(id).map(|case| case.approval.state(now))
+    }
+
+    /// Every approval that is remembered, the newest first.
+    #[must_use]
+    pub fn approvals(&self) -> Vec<Case> {
+        let mut cases: Vec<Case> = self.approvals.lock().cases().cloned().collect();
+        cases.sort_by_key(|case| std::cmp::Reverse(case.approval.request.requested_at));
+        cases
+    }
+
+    /// Waits until the approval is decided, expires, or `patience` runs out, and says where it
+    /// stands then.
+    pub async fn wait_for_approval(
+        &self,
+        id: &str,
+        patience: std::time::Duration,
+    ) -> ApprovalState {
+        let mut changes = self.changes();
+        let deadline = tokio::time::Instant::now() + patience;
+        loop {
+            let state = self.approval_state(id).unwrap_or(ApprovalState::Expired);
+            if state != ApprovalState::Pending {
+                return state;
+            }
+            let expires =
+                self.approvals.lock().find(id).map(|case| case.approval.request.expires_at);
+            let left = expires.map_or_else(Default::default, |at| at.since(self.now()));
+            let until = deadline.min(tokio::time::Instant::now() + left);
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return state },
+                () = tokio::time::sleep_until(until) => {
+                    return self.approval_state(id).unwrap_or(ApprovalState::Expired);
+                }
+            }
+        }
+    }
+
+    /// Records how a permitted action ended. Waits for room in the journal, not for the disk.
+    ///
+    /// # Errors
+    /// When the journal does not take it.
+    pub async fn conclude(&self, receipt: &Receipt, ending: &Ending) -> Result<(), AppendError> {
+        let draft = record::outcome(receipt, ending, self.now());
+        self.journal.append(draft).await.map(drop)
+    }
+
+    /// Records a fact that is not a decision.
+    ///
+    /// # Errors
+    /// When it did not become durable.
+    pub async fn record(&self, draft: Draft) -> Result<u64, AppendError> {
+        Ok(self.journal.append(draft).await?.await?.index)
+    }
+
+    /// Sets an agent's posterior by hand; recorded with who and why before it counts.
+    ///
+    /// # Errors
+    /// When it could not be recorded.
+    pub async fn adjust_trust(
+        &self,
+        agent: &AgentId,
+        (a, b): (u64, u64),
+        who: &str,
+        why: &str,
+    ) -> Result<u64, AppendError> {
+        let mut draft = Draft::new(Kind::TrustAdjusted, self.now(), Outcome::Recorded);
+        draft.agent_id = Some(agent.to_string());
+        draft.detail.insert("a".into(), a.into());
+        draft.detail.insert("b".into(), b.into());
+        draft.detail.insert("who".into(), who.into());
+        draft.detail.insert("why".into(), why.into());
+        let index = self.record(draft).await?;
+        self.announce_change();
+        Ok(index)
+    }
+
+    /// Finds entries; see [`Filter`].
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub async fn query(&self, filter: &Filter) -> Result<aegis_audit::query::Page, StoreError> {
+        self.journal.reader().query(filter).await
+    }
+}
+
+/// An id that a person can type: 50 random bits in Crockford's base 32.
+fn short_id() -> String {
+    const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+    let mut bits: u64 = rand::random();
+    let mut id = String::with_capacity(10);
+    for _ in 0..10 {
+        let at = usize::try_from(bits & 31).unwrap_or_default();
+        id.push(char::from(ALPHABET.get(at).copied().unwrap_or(b'0')));
+        bits >>= 5;
+    }
+    id
+}
+
+/// The digest over the policies that spoke, which an approval is bound to.
+fn policies_digest<'a>(policies: impl Iterator<Item = (&'a str, Digest)>) -> Digest {
+    let mut sorted: Vec<_> = policies.collect();
+    sorted.sort_unstable();
+    sorted.dedup();
+    let mut bytes = b"aegis.policies.v1\n".to_vec();
+    for (name, digest) in sorted {
+        bytes.extend_from_slice(name.as_bytes());
+        bytes.push(b'\n');
+        bytes.extend_from_slice(digest.as_bytes());
+    }
+    Digest::of(&bytes)
+}

@@ -1,0 +1,90 @@
+//! What the kernel knows besides policies and the ledger, replaced as a whole.
+
+use std::collections::{HashMap, HashSet};
+
+use aegis_core::{AgentId, Timestamp, thresholds::Thresholds};
+
+use crate::principal::Registry;
+
+/// Registrations, revocations, thresholds and the kill switch.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// Who is registered.
+    pub registry: Registry,
+    /// Whose identity is revoked.
+    pub revoked: HashSet<AgentId>,
+    /// Who is quarantined by hand; the trust book quarantines besides.
+    pub quarantined: HashSet<AgentId>,
+    /// The thresholds.
+    pub thresholds: Thresholding,
+    /// When this was last known to be current; `None` means it is by construction.
+    pub confirmed_at: Option<Timestamp>,
+}
+
+/// The thresholds of the whole, and of namespaces that tighten them.
+#[derive(Clone, Debug, Default)]
+pub struct Thresholding {
+    /// For everybody, and for the trust fold.
+    pub base: Thresholds,
+    tightened: HashMap<String, Thresholds>,
+}
+
+impl Thresholding {
+    /// The thresholds of the whole; namespaces may tighten them.
+    #[must_use]
+    pub fn new(base: Thresholds) -> Self {
+        Self { base, tightened: HashMap::new() }
+    }
+
+    /// Adds a namespace's thresholds: each field counts only where it is stricter than the base.
+    pub fn tighten(&mut self, namespace: &str, own: &Thresholds) {
+        let base = self.tightened.get(namespace).unwrap_or(&self.base);
+        let tightened = Thresholds {
+            t_min: base.t_min.max(own.t_min),
+            tau: base.tau.min(own.tau),
+            sensitive_at: base.sensitive_at.min(own.sensitive_at),
+            cost_limit_micros: base.cost_limit_micros.min(own.cost_limit_micros),
+            file_limit: base.file_limit.min(own.file_limit),
+            approvals_at_l3: base.approvals_at_l3.max(own.approvals_at_l3),
+            max_staleness_secs: base.max_staleness_secs.min(own.max_staleness_secs),
+            approval_ttl_secs: base.approval_ttl_secs.min(own.approval_ttl_secs),
+            critical_score: base.critical_score.max(own.critical_score),
+            critical_confidence: base.critical_confidence.min(own.critical_confidence),
+            // Weights and the fold's parameters are the whole's: no single direction is stricter.
+            ..base.clone()
+        };
+        self.tightened.insert(namespace.into(), tightened);
+    }
+
+    /// The thresholds that hold in a namespace.
+    #[must_use]
+    pub fn of(&self, namespace: Option<&str>) -> &Thresholds {
+        namespace.and_then(|name| self.tightened.get(name)).unwrap_or(&self.base)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aegis_core::risk::PerMille;
+
+    use super::*;
+
+    #[test]
+    fn a_namespace_can_only_tighten() {
+        let mut thresholding = Thresholding::default();
+        let loose = Thresholds {
+            t_min: PerMille::clamped(1),
+            tau: PerMille::clamped(1000),
+            file_limit: 10_000,
+            approvals_at_l3: 1,
+            ..Thresholds::default()
+        };
+        thresholding.tighten("shop", &loose);
+        assert_eq!(*thresholding.of(Some("shop")), Thresholds::default());
+        let strict = Thresholds { t_min: PerMille::clamped(950), file_limit: 3, ..loose };
+        thresholding.tighten("shop", &strict);
+        assert_eq!(thresholding.of(Some("shop")).t_min.get(), 950);
+        assert_eq!(thresholding.of(Some("shop")).file_limit, 3);
+        assert_eq!(thresholding.of(Some("other")).file_limit, 10);
+    }
+}

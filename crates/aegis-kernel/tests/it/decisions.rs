@@ -1,0 +1,224 @@
+//! What is allowed, what is not, and that both are on record first.
+
+use std::time::Duration;
+
+use aegis_audit::{Kind, Outcome};
+use aegis_core::{
+    action::{Action, ActionKind},
+    decision::{Reason, Verdict},
+    thresholds::Thresholds,
+};
+use aegis_kernel::{Ending, Record, State, Thresholding};
+use serde_json::json;
+
+use crate::domain::{Domain, agent, call, call_with, principal, state};
+
+async fn reason(domain: &Domain, action: Action) -> Reason {
+    match domain.kernel.decide(domain.context(), action).await {
+        Ok(permit) => permit.receipt().decision.reason,
+        Err(refusal) => refusal.decision.reason,
+    }
+}
+
+#[tokio::test]
+async fn a_permit_exists_only_after_its_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let domain = Domain::open(folder.path()).await;
+    let permit = domain.kernel.decide(domain.context(), call("add")).await.unwrap();
+    let Record::Durable(committed) = permit.receipt().record else { panic!("not durable") };
+    let stored = domain.kernel.journal().reader().entry(committed.index).await.unwrap().unwrap();
+    let entry = stored.entry().unwrap();
+    assert_eq!((entry.kind, entry.result), (Kind::Decision, Outcome::Allow));
+    assert_eq!(entry.reason.as_deref(), Some("policy_allowed"));
+    assert_eq!(entry.agent_id.as_deref(), Some(agent("one").as_str()));
+    assert_eq!(entry.policies[0].name, "default/calc#add");
+    let (action, _) = permit.into_parts();
+    assert_eq!(action, call("add"), "what is forwarded is what was judged");
+}
+
+#[tokio::test]
+async fn what_no_policy_allows_is_denied_and_recorded() {
+    let folder = tempfile::tempdir().unwrap();
+    let domain = Domain::open(folder.path()).await;
+    assert_eq!(reason(&domain, call("multiply")).await, Reason::NoPolicyAllows);
+    let elsewhere = Action { server: "nowhere".into(), ..call("add") };
+    assert_eq!(reason(&domain, elsewhere).await, Reason::NoPolicyAllows);
+    let forbidden = call_with("add", json!({ "word": "forbidden" }));
+    let refusal = domain.kernel.decide(domain.context(), forbidden).await.unwrap_err();
+    assert_eq!(
+        (refusal.decision.reason, refusal.decision.message.as_str()),
+        (Reason::PolicyDenied, "Not that word.")
+    );
+    let denials: Vec<_> =
+        domain.entries().await.into_iter().filter(|e| e.result == Outcome::Deny).collect();
+    assert_eq!(denials.len(), 3);
+}
+
+#[tokio::test]
+async fn identity_comes_before_policy() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut domain = Domain::open(folder.path()).await;
+    domain.principal = principal("narrow");
+    assert_eq!(reason(&domain, call("add")).await, Reason::PolicyAllowed);
+    assert_eq!(reason(&domain, call("limited")).await, Reason::CapabilityMissing);
+    domain.principal.id = agent("stranger");
+    assert_eq!(reason(&domain, call("add")).await, Reason::IdentityUnknown);
+    domain.principal = principal("one");
+    domain.principal.not_after = crate::domain::START;
+    assert_eq!(reason(&domain, call("add")).await, Reason::IdentityExpired);
+    domain.principal = principal("one");
+    for (change, expected) in [
+        (State { revoked: [agent("one")].into(), ..state() }, Reason::IdentityRevoked),
+        (State { quarantined: [agent("one")].into(), ..state() }, Reason::AgentQuarantined),
+    ] {
+        domain.kernel.update(change).await.unwrap();
+        assert_eq!(reason(&domain, call("add")).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_sensitive_action_of_an_untrusted_agent_waits_for_a_human() {
+    let folder = tempfile::tempdir().unwrap();
+    let domain = Domain::open(folder.path()).await;
+    let secret = Action {
+        server: "vault".into(),
+        ..call_with("read", json!({ "path": "credentials.txt" }))
+    };
+    let refusal = domain.kernel.decide(domain.context(), secret.clone()).await.unwrap_err();
+    assert_eq!(refusal.decision.reason, Reason::ApprovalByTier);
+    assert_eq!(refusal.decision.approval.as_ref().unwrap().quorum, 2);
+    // Trusted enough, the same agent may.
+    domain
+        .kernel
+        .adjust_trust(&agent("one"), (95_000_000, 5_000_000), "ada", "known for years")
+        .await
+        .unwrap();
+    assert_eq!(reason(&domain, secret).await, Reason::PolicyAllowed);
+}
+
+#[tokio::test]
+async fn stale_state_denies_what_is_sensitive_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let confirmed = State { confirmed_at: Some(crate::domain::START), ..state() };
+    let domain = Domain::open_with(folder.path(), confirmed).await;
+    domain
+        .kernel
+        .adjust_trust(&agent("one"), (95_000_000, 5_000_000), "ada", "test")
+        .await
+        .unwrap();
+    let secret = Action {
+        server: "vault".into(),
+        ..call_with("read", json!({ "path": "credentials.txt" }))
+    };
+    assert_eq!(reason(&domain, secret.clone()).await, Reason::PolicyAllowed);
+    domain.pass(Duration::from_secs(61));
+    assert_eq!(reason(&domain, secret).await, Reason::StateStale);
+    assert_eq!(reason(&domain, call("add")).await, Reason::PolicyAllowed);
+}
+
+#[tokio::test]
+async fn a_rate_limit_is_taken_by_what_is_allowed() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut domain = Domain::open(folder.path()).await;
+    // Looking does not use it up.
+    for _ in 0..5 {
+        let action = call("limited");
+        let judgement = domain.kernel.evaluate(&domain.context().about(&action));
+        assert_eq!(judgement.decision.verdict, Verdict::Allow);
+    }
+    assert_eq!(reason(&domain, call("limited")).await, Reason::PolicyAllowed);
+    assert_eq!(reason(&domain, call("limited")).await, Reason::PolicyAllowed);
+    assert_eq!(reason(&domain, call("limited")).await, Reason::RateLimited);
+    domain.principal = principal("two");
+    assert_eq!(
+        reason(&domain, call("limited")).await,
+        Reason::PolicyAllowed,
+        "each agent has its own"
+    );
+    domain.principal = principal("one");
+    domain.pass(Duration::from_secs(1_801));
+    assert_eq!(reason(&domain, call("limited")).await, Reason::PolicyAllowed);
+}
+
+#[tokio::test]
+async fn what_cannot_be_recorded_does_not_happen() {
+    let folder = tempfile::tempdir().unwrap();
+    let domain = Domain::open(folder.path()).await;
+    domain.kernel.journal().close().await.unwrap();
+    let refusal = domain.kernel.decide(domain.context(), call("add")).await.unwrap_err();
+    assert_eq!(
+        (refusal.decision.verdict, refusal.decision.reason),
+        (Verdict::Deny, Reason::RecordFailed)
+    );
+    assert_eq!(refusal.index, None);
+}
+
+#[tokio::test]
+async fn sessions_open_where_anything_could_be_allowed() {
+    let folder = tempfile::tempdir().unwrap();
+    let domain = Domain::open(folder.path()).await;
+    let initialize = Action {
+        kind: ActionKind::Session,
+        method: "initialize".into(),
+        tool: None,
+        ..call("add")
+    };
+    assert_eq!(reason(&domain, initialize.clone()).await, Reason::SessionAllowed);
+    let nowhere = Action { server: "nowhere".into(), ..initialize };
+    assert_eq!(reason(&domain, nowhere).await, Reason::NoPolicyAllows);
+}
+
+#[tokio::test]
+async fn lists_show_what_may_be_allowed() {
+    let folder = tempfile::tempdir().unwrap();
+    let domain = Domain::open(folder.path()).await;
+    for (tool, expected) in [("add", true), ("limited", true), ("ask", true), ("multiply", false)] {
+        let item = call_with(tool, serde_json::Value::Null);
+        assert_eq!(domain.kernel.may_list(&domain.context().about(&item)), expected, "{tool}");
+    }
+}
+
+#[tokio::test]
+async fn trust_is_the_same_fold_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let domain = Domain::open(folder.path()).await;
+    for _ in 0..5 {
+        let permit = domain.kernel.decide(domain.context(), call("add")).await.unwrap();
+        let (_, receipt) = permit.into_parts();
+        let ending = Ending {
+            result: Outcome::Success,
+            reason: None,
+            status: None,
+            bytes: 1,
+            events: 1,
+            micros: 1,
+            redactions: 0,
+        };
+        domain.kernel.conclude(&receipt, &ending).await.unwrap();
+    }
+    let _ = domain
+        .kernel
+        .decide(domain.context(), call_with("add", json!({ "word": "forbidden" })))
+        .await;
+    let filter = aegis_audit::Filter { kind: Some(Kind::Outcome), ..Default::default() };
+    while domain.kernel.query(&filter).await.unwrap().entries.len() < 5 {
+        tokio::task::yield_now().await;
+    }
+    let before = domain.kernel.trust(&agent("one")).0;
+    assert_ne!(before.score().get(), 500);
+    domain.close().await;
+    let domain = Domain::open(folder.path()).await;
+    assert_eq!(domain.kernel.trust(&agent("one")).0, before);
+}
+
+#[tokio::test]
+async fn thresholds_are_in_the_ledger_before_they_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let domain = Domain::open(folder.path()).await;
+    let strict = Thresholds { evidence_cap: 1, ..Thresholds::default() };
+    let changed = State { thresholds: Thresholding::new(strict.clone()), ..state() };
+    domain.kernel.update(changed).await.unwrap();
+    let entries = domain.entries().await;
+    let recorded = entries.iter().rfind(|entry| entry.kind == Kind::Configuration).unwrap();
+    assert_eq!(recorded.detail["thresholds"], json!(strict));
+}

@@ -1,0 +1,169 @@
+#!/usr/bin/env bash
+# Installs what the tests, the benchmarks and `make up` need besides a Rust toolchain: other
+# people's MCP servers and clients, Node 24 for them, opa, cargo-nextest, cargo-deny, Postgres.
+#
+#   e2e/setup.sh [TARGET…]       install; without a target: node24 mcp-node mcp-python opa
+#   e2e/setup.sh where TARGET    print the folder or program of an installed target
+#   e2e/setup.sh list            print the targets
+#
+# Everything is pinned: versions here, in e2e/node/package-lock.json and in e2e/python/*.txt. It goes
+# to ${AEGIS_CACHE:-~/.cache/aegis}, keyed by version; nothing is done twice, and two runs at
+# once wait for each other where they install the same. Only `postgres` touches the system, and only as root.
+set -euo pipefail
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+CACHE=${AEGIS_CACHE:-$HOME/.cache/aegis}
+TOOLS=$CACHE/tools
+BIN=$CACHE/bin
+
+OPA_VERSION=1.22.2
+NEXTEST_VERSION=0.9.151
+DENY_VERSION=0.20.2
+
+TARGETS="node24 mcp-node mcp-python opa nextest cargo-deny postgres"
+DEFAULTS="node24 mcp-node mcp-python opa"
+
+say() { printf '%-12s %s\n' "$1" "$2"; }
+die() { echo "e2e/setup.sh: $*" >&2; exit 1; }
+need() { command -v "$1" >/dev/null || die "\`$1\` is missing; $2"; }
+
+# The key of a target that is pinned by a file: the start of the file's digest.
+key() { sha256sum "$1" | cut -c1-12; }
+
+# The folder of a virtual environment, by the name of its list of packages.
+venv_path() { echo "$TOOLS/$1-$(key "$HERE/python/$1.txt")"; }
+
+# A folder counts as installed once it holds `.complete`; whatever else is there is a wreck of an interrupted run.
+complete() { [[ -e $1/.complete ]]; }
+
+# fill TARGET WHAT FOLDER COMMAND…: runs COMMAND to fill FOLDER, once.
+fill() {
+  local target=$1 what=$2 folder=$3 start=$SECONDS
+  shift 3
+  if complete "$folder"; then
+    say "$target" "$what is there: $folder"
+    return
+  fi
+  say "$target" "installing $what into $folder"
+  rm -rf "$folder"
+  mkdir -p "$folder"
+  "$@" "$folder" >"$folder.log" 2>&1 || { tail -n 20 "$folder.log" >&2; die "$target: failed; the whole output is in $folder.log"; }
+  touch "$folder/.complete"
+  say "$target" "$what installed in $((SECONDS - start)) s"
+}
+
+# program TARGET FILE WANTED VERSION_COMMAND -- COMMAND…: runs COMMAND unless VERSION_COMMAND names WANTED.
+program() {
+  local target=$1 file=$2 wanted=$3 start=$SECONDS has
+  local -a ask=()
+  shift 3
+  while [[ $1 != -- ]]; do ask+=("$1"); shift; done
+  shift
+  has=$("${ask[@]}" 2>/dev/null || true)
+  if [[ $has == *"$wanted"* ]]; then
+    say "$target" "$wanted is there: $file"
+    return
+  fi
+  say "$target" "installing $wanted as $file"
+  mkdir -p "$BIN" "$TOOLS"
+  "$@" >"$TOOLS/$target.log" 2>&1 || { tail -n 20 "$TOOLS/$target.log" >&2; die "$target: failed; the whole output is in $TOOLS/$target.log"; }
+  say "$target" "$wanted installed in $((SECONDS - start)) s"
+}
+
+into_venv() {
+  python3 -m venv "$2"
+  "$2/bin/pip" install --disable-pip-version-check --no-input -r "$1"
+}
+
+into_node_modules() {
+  cp "$HERE/node/package.json" "$HERE/node/package-lock.json" "$1/"
+  # No install scripts: none of these packages needs one.
+  (cd "$1" && PATH="$(where node24)/bin:$PATH" npm ci --no-audit --no-fund --ignore-scripts)
+}
+
+install_node24() {
+  need python3 "install Python 3.10 or newer"
+  fill node24 "Node 24" "$(venv_path node24)" into_venv "$HERE/python/node24.txt"
+}
+
+install_mcp-node() {
+  fill mcp-node "MCP programs on Node" "$(where mcp-node)" into_node_modules
+}
+
+install_mcp-python() {
+  need python3 "install Python 3.10 or newer"
+  fill mcp-python "mcp, mcp-server-git, mcp-server-time" "$(venv_path mcp)" into_venv "$HERE/python/mcp.txt"
+  fill mcp-python "mcp-server-sqlite" "$(venv_path sqlite)" into_venv "$HERE/python/sqlite.txt"
+}
+
+install_opa() {
+  need go "install Go 1.25 or newer, or put opa $OPA_VERSION at $BIN/opa"
+  program opa "$BIN/opa" "Version: $OPA_VERSION" "$BIN/opa" version -- \
+    env GOBIN="$BIN" GOFLAGS=-mod=mod go install "github.com/open-policy-agent/opa@v$OPA_VERSION"
+}
+
+cargo_install() {
+  need cargo "install Rust by https://rustup.rs"
+  # A target folder of its own: a build of the workspace would otherwise wait for it.
+  (cd "$HERE" && CARGO_TARGET_DIR="$TOOLS/build-$1" cargo install --locked --root "$CACHE" --version "$2" "$1")
+  rm -rf "$TOOLS/build-$1"
+}
+
+install_nextest() {
+  program nextest "$BIN/cargo-nextest" "$NEXTEST_VERSION" "$BIN/cargo-nextest" nextest --version -- \
+    cargo_install cargo-nextest "$NEXTEST_VERSION"
+}
+
+install_cargo-deny() {
+  program cargo-deny "$BIN/cargo-deny" "$DENY_VERSION" "$BIN/cargo-deny" --version -- \
+    cargo_install cargo-deny "$DENY_VERSION"
+}
+
+# The newest Postgres that Debian's layout shows; nothing if there is none.
+postgres_bin() { find /usr/lib/postgresql -mindepth 2 -maxdepth 2 -name bin 2>/dev/null | sort -V | tail -n 1; }
+
+install_postgres() {
+  local start=$SECONDS
+  if [[ -n $(postgres_bin) ]]; then
+    say postgres "is there: $(postgres_bin)"
+    return
+  fi
+  [[ $(id -u) == 0 ]] || die "postgres: there is none in /usr/lib/postgresql; run \`sudo apt-get install -y postgresql\`"
+  need apt-get "install Postgres 15 or newer so that /usr/lib/postgresql/*/bin holds it"
+  say postgres "installing Debian's package postgresql"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq postgresql >/dev/null
+  say postgres "installed in $((SECONDS - start)) s"
+}
+
+where() {
+  case $1 in
+    node24) venv_path node24 ;;
+    mcp-node) echo "$TOOLS/mcp-node-$(key "$HERE/node/package-lock.json")" ;;
+    mcp-python) venv_path mcp ;;
+    mcp-sqlite) venv_path sqlite ;;
+    opa) echo "$BIN/opa" ;;
+    nextest) echo "$BIN/cargo-nextest" ;;
+    cargo-deny) echo "$BIN/cargo-deny" ;;
+    postgres) postgres_bin ;;
+    *) die "there is no target \`$1\`; there are $TARGETS" ;;
+  esac
+}
+
+case ${1:-} in
+  list) echo "$TARGETS" | tr ' ' '\n'; exit ;;
+  where) [[ $# == 2 ]] || die "\`where\` takes one target"; where "$2"; exit ;;
+  -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit ;;
+esac
+
+[[ $# -gt 0 ]] || read -ra default_targets <<<"$DEFAULTS"
+for target in "${@:-${default_targets[@]}}"; do
+  [[ " $TARGETS " == *" $target "* ]] || die "there is no target \`$target\`; there are $TARGETS"
+done
+mkdir -p "$TOOLS"
+need flock "install util-linux"
+for target in "${@:-${default_targets[@]}}"; do
+  exec 9>"$TOOLS/.lock-$target"
+  flock -n 9 || { echo "e2e/setup.sh: another run installs $target; waiting for it"; flock 9; }
+  "install_$target"
+done

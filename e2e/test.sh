@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Everything that must hold, phase by phase, each with its time. Installs what it needs first and
+# says so. AEGIS_PHASES="setup nextest …" runs some phases only.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+PHASES=${AEGIS_PHASES:-setup format build lints nextest policies deny up}
+export AEGIS_CACHE=${AEGIS_CACHE:-$HOME/.cache/aegis}
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$AEGIS_CACHE/target}
+export PATH="$AEGIS_CACHE/bin:$PATH"
+export AEGIS_OPA="$AEGIS_CACHE/bin/opa"
+export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
+TIMES=()
+
+phase() {
+  local name=$1 start=$SECONDS
+  shift
+  [[ " $PHASES " == *" $name "* ]] || return 0
+  printf '\n== %s\n' "$name"
+  "$@"
+  TIMES+=("$(printf '%-10s %5d s' "$name" $((SECONDS - start)))")
+}
+
+setup() {
+  local targets=(node24 mcp-node mcp-python opa nextest cargo-deny)
+  if [[ $(id -u) == 0 ]]; then targets+=(postgres); fi
+  ./e2e/setup.sh "${targets[@]}"
+}
+build() { cargo build --workspace --all-targets; }
+lints() { cargo clippy --workspace --all-targets -- -D warnings; }
+nextest() {
+  export AEGIS_BIN="$CARGO_TARGET_DIR/debug/aegis"
+  cargo nextest run --workspace
+}
+policies() { "$CARGO_TARGET_DIR/debug/aegis" policy test policies; }
+deny() { cargo deny --log-level error check bans licenses sources; }
+# The quick start itself, as its reader runs it: without a terminal, and ended once it has shown all.
+up() { AEGIS_DEMO=once ./e2e/up.sh; }
+
+phase setup setup
+phase format cargo fmt --all --check
+phase build build
+phase lints lints
+phase nextest nextest
+phase policies policies
+phase deny deny
+phase up up
+
+printf '\n== times\n'
+printf '%s\n' "${TIMES[@]}"

@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""Folds audit entries into trust, independently of Aegis: an auditor's second opinion.
+
+    aegis audit export … | trust_fold.py [--critical]
+
+Reads one entry per line, in log order, and prints {"agent": {"a": …, "b": …, "score": …}} with sorted
+names. `a` and `b` are the evidence for and against, in millionths of an observation; the score is the
+mean of Beta(a, b), times 1000, rounded down. With --critical each agent also gets the probability, in
+per mille, that its true score lies below `criticalScore`, and whether that quarantines it. Standard
+library only, whole numbers only.
+"""
+import calendar
+import json
+import math
+import re
+import sys
+import time
+from fractions import Fraction
+
+UNIT = 1_000_000                # one observation
+LIMIT = 1_000 * UNIT            # more evidence than this is scaled down, so that old conduct fades
+KINDS = {"tool_call", "resource_read", "subscription", "prompt_get", "completion", "server_request", "agent_message",
+         "http_request", "file_read", "file_write", "shell_exec"}  # what counts; list, session, task prepare only
+AGAINST = {"policy_denied", "capability_missing", "approval_denied", "delegation_invalid", "header_mismatch"}
+DEFAULTS = {"tMin": 900, "tau": 650, "sensitiveAt": 700, "weights": {}, "alpha": 990, "rho": 900, "criticalScore": 300,
+            "criticalConfidence": 950, "evidenceCap": 5000, "costLimitMicros": 300000, "fileLimit": 10,
+            "approvalsAtL3": 2, "maxStalenessSecs": 60, "approvalTtlSecs": 900}
+PER_MILLE = {"tMin", "tau", "sensitiveAt", "alpha", "rho", "criticalScore", "criticalConfidence"}
+NAME = r"[A-Za-z0-9._-]+"
+AGENT = re.compile(rf"spiffe://[a-z0-9._-]+/(ns/{NAME}/sa/{NAME}/agent/{NAME}|user/{NAME}/ide/{NAME})")
+
+
+def whole(value):
+    """Whether a JSON value is a natural number; `true` is not."""
+    return type(value) is int and value >= 0
+
+
+def thresholds_of(spec, current):
+    """What a configuration entry sets: the defaults, overlaid. What cannot be understood changes nothing."""
+    if not isinstance(spec, dict) or not set(spec) <= set(DEFAULTS):
+        return current
+    for name, value in spec.items():
+        if name != "weights" and not (whole(value) and (name not in PER_MILLE or value <= 1000)):
+            return current
+    return {**DEFAULTS, **spec}
+
+
+class Posterior:
+    """The evidence about one agent. A newcomer is Beta(1, 1)."""
+
+    def __init__(self):
+        self.a = self.b = UNIT
+        self.hour = self.gained = 0
+
+    def succeeded(self, risk, risky, hour, limits):
+        if risky:  # a' = αa, b' = b + (1 − α)a, in whole thousandths of a
+            kept = self.a // 1000 * limits["alpha"]
+            self.a, self.b = kept, self.b + self.a - kept
+        if hour != self.hour:
+            self.hour, self.gained = hour, 0
+        room = max(0, limits["evidenceCap"] * 1000 - self.gained)
+        gain = min(max(risk, 10) * 1000, room)
+        self.gained += gain
+        self.a += gain
+        self.fade()
+
+    def violated(self, risk):
+        self.b += max(risk, 200) * 1000
+        self.fade()
+
+    def adjusted(self, a, b):
+        self.a, self.b = (min(max(value, 1), LIMIT // 2) for value in (a, b))
+        self.fade()
+
+    def fade(self):
+        """Above the limit both are scaled alike, in thousandths, rounding down at each division."""
+        mass = self.a + self.b
+        if mass > LIMIT:
+            self.a, self.b = (v // 1000 * (LIMIT // 1000) // (mass // 1000) * 1000 for v in (self.a, self.b))
+
+    def score(self):
+        return min(1000, self.a * 1000 // (self.a + self.b))
+
+    def below(self, score):
+        """P(θ < score/1000) in per mille: P(Bin(A+B−1, x) ≥ A) for whole A and B of at most 64 together, exactly."""
+        a, b = (max(1, (value + UNIT // 2) // UNIT) for value in (self.a, self.b))
+        if a + b > 64:
+            a = min(max((a * 64 + (a + b) // 2) // (a + b), 1), 63)
+            b = 64 - a
+        x, n = Fraction(min(score, 500), 1000), a + b - 1
+        fewer = sum(math.comb(n, j) * x**j * (1 - x) ** (n - j) for j in range(a))
+        return math.floor((1 - fewer) * 1000)
+
+
+def hour_of(timestamp):
+    """Hours since the epoch of an RFC 3339 time in UTC."""
+    return calendar.timegm(time.strptime(timestamp[:19], "%Y-%m-%dT%H:%M:%S")) // 3600
+
+
+def fold(entries):
+    agents, limits = {}, dict(DEFAULTS)
+    for entry in entries:
+        kind, result, detail = entry["kind"], entry["result"], entry.get("detail", {})
+        if kind == "configuration":
+            limits = thresholds_of(detail["thresholds"], limits) if "thresholds" in detail else limits
+            continue
+        name, risk = entry.get("agent_id"), min(entry.get("risk", 0), 1000)
+        if not (isinstance(name, str) and AGENT.fullmatch(name)):
+            continue
+        if kind == "decision" and result == "deny" and entry.get("reason") in AGAINST:
+            agents.setdefault(name, Posterior()).violated(risk)
+        elif kind == "outcome" and result == "success" and entry.get("action", {}).get("kind") in KINDS:
+            risky, hour = entry.get("tier") == "L3", hour_of(entry["timestamp"])
+            agents.setdefault(name, Posterior()).succeeded(risk, risky, hour, limits)
+        elif kind == "trust_adjusted" and whole(detail.get("a")) and whole(detail.get("b")):
+            agents.setdefault(name, Posterior()).adjusted(detail["a"], detail["b"])
+    return agents, limits
+
+
+def main(arguments):
+    if set(arguments) - {"--critical"}:
+        sys.exit(__doc__)
+    agents, limits = fold(json.loads(line) for line in sys.stdin if line.strip())
+    shown = {name: {"a": p.a, "b": p.b, "score": p.score()} for name, p in agents.items()}
+    for name, posterior in agents.items() if "--critical" in arguments else ():
+        below = posterior.below(limits["criticalScore"])
+        shown[name].update(below=below, critical=below >= limits["criticalConfidence"])
+    print(json.dumps(shown, sort_keys=True))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,263 @@
+//! Forwarding: what a permit owns goes to the upstream, byte for byte.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use aegis_core::decision::Reason;
+use aegis_identity::tls::{Roots, https_client_config};
+use aegis_kernel::Permit;
+use aegis_protocol::mcp::ClientMessage;
+use aegis_resources::{AgentUpstreamSpec, upstream::Credential};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_rustls::HttpsConnector;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use parking_lot::Mutex;
+
+use crate::{
+    exchange::Exchange,
+    route::{Caller, Route},
+};
+
+/// How long a connection to an upstream may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where an HTTP upstream is, and how it is reached.
+pub struct Target {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    uri: Uri,
+    host: HeaderValue,
+    credential: Option<Secret>,
+}
+
+/// A credential with its last known value.
+struct Secret {
+    header: HeaderName,
+    prefix: String,
+    file: PathBuf,
+    cached: Mutex<Option<(SystemTime, HeaderValue)>>,
+}
+
+impl std::fmt::Debug for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Target").field("uri", &self.uri).finish_non_exhaustive()
+    }
+}
+
+/// Headers that belong to one connection (RFC 9110 §7.6.1), and those that Aegis sets itself.
+const NOT_FORWARDED: [&str; 14] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "host",
+    "content-length",
+    "accept-encoding",
+    "proxy-authorization",
+    "proxy-authenticate",
+    "expect",
+    "forwarded",
+];
+
+/// Leaves of `headers` what may travel on. Nobody outside speaks for Aegis, so `x-aegis-*` goes too.
+pub fn end_to_end(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in
+        NOT_FORWARDED.into_iter().filter_map(|name| name.parse::<HeaderName>().ok()).chain(named)
+    {
+        headers.remove(name);
+    }
+    let own: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with("x-aegis-")).cloned().collect();
+    for name in own {
+        headers.remove(name);
+    }
+}
+
+impl Target {
+    /// A target for an upstream with a URL.
+    ///
+    /// # Errors
+    /// One sentence on what cannot be used.
+    pub fn new(spec: &AgentUpstreamSpec) -> Result<Self, String> {
+        let url = spec.url.as_deref().unwrap_or_default();
+        let uri: Uri = url.parse().map_err(|error| format!("`spec.url` is not a URL: {error}"))?;
+        let authority = uri.authority().ok_or("`spec.url` has no host")?;
+        let host = HeaderValue::from_str(authority.as_str())
+            .map_err(|error| format!("`spec.url`: {error}"))?;
+        let mut tcp = HttpConnector::new();
+        tcp.set_nodelay(true);
+        tcp.enforce_http(false);
+        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let connector = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(tls(spec)?)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(30))
+            .pool_max_idle_per_host(64)
+            .build(connector);
+        let credential = spec.credential.as_ref().map(Secret::new).transpose()?;
+        Ok(Self { client, uri, host, credential })
+    }
+
+    /// The path of the upstream, under which Aegis serves it too.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        self.uri.path()
+    }
+
+    /// The URL, for people.
+    #[must_use]
+    pub fn url(&self) -> String {
+        self.uri.to_string()
+    }
+
+    /// Sends one request.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub async fn send(
+        &self,
+        method: Method,
+        mut headers: HeaderMap,
+        body: Bytes,
+        timeout: Duration,
+    ) -> Result<Response<Incoming>, Reason> {
+        end_to_end(&mut headers);
+        headers.insert(header::HOST, self.host.clone());
+        if let Some(credential) = &self.credential {
+            headers.insert(credential.header.clone(), credential.value()?);
+        }
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = headers;
+        match tokio::time::timeout(timeout, self.client.request(request)).await {
+            Err(_) => Err(Reason::UpstreamTimeout),
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => {
+                tracing::warn!(url = %self.uri, error = %chain(&error), "the upstream did not answer");
+                Err(if is_tls(&error) {
+                    Reason::UpstreamUnverified
+                } else {
+                    Reason::UpstreamUnavailable
+                })
+            }
+        }
+    }
+}
+
+/// Forwards the message that `permit` owns and opens its exchange.
+///
+/// # Errors
+/// Why the upstream gave no answer, with the exchange to conclude.
+pub async fn forward(
+    route: &Arc<Route>,
+    caller: &Caller,
+    permit: Permit<ClientMessage>,
+    headers: HeaderMap,
+) -> Result<(Response<Incoming>, Exchange), (Reason, Exchange)> {
+    let (bytes, exchange) = Exchange::open(Arc::clone(route), caller.clone(), permit);
+    let timeout = Duration::from_secs(route.spec.limits.answer_timeout_secs.into());
+    let Some(target) = &route.target else { return Err((Reason::UpstreamUnavailable, exchange)) };
+    match target.send(Method::POST, headers, bytes, timeout).await {
+        Ok(response) => Ok((response, exchange)),
+        Err(reason) => Err((reason, exchange)),
+    }
+}
+
+impl Secret {
+    fn new(spec: &Credential) -> Result<Self, String> {
+        let header = spec.header.parse().map_err(|_| {
+            format!("`spec.credential.header` is `{}`, which is not a header name", spec.header)
+        })?;
+        let secret = Self {
+            header,
+            prefix: spec.prefix.clone(),
+            file: spec.file.clone(),
+            cached: Mutex::new(None),
+        };
+        secret
+            .read()
+            .map_err(|error| format!("`spec.credential.file` {}: {error}", spec.file.display()))?;
+        Ok(secret)
+    }
+
+    fn read(&self) -> Result<HeaderValue, String> {
+        let text = std::fs::read_to_string(&self.file).map_err(|error| error.to_string())?;
+        let mut value = HeaderValue::from_str(&format!("{}{}", self.prefix, text.trim()))
+            .map_err(|_| "holds characters that a header cannot carry".to_owned())?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+
+    /// The header's value; read anew when the file has changed.
+    fn value(&self) -> Result<HeaderValue, Reason> {
+        let modified = std::fs::metadata(&self.file).and_then(|meta| meta.modified());
+        let modified = modified.unwrap_or(SystemTime::UNIX_EPOCH);
+        let mut cached = self.cached.lock();
+        if let Some((at, value)) = cached.as_ref()
+            && *at == modified
+        {
+            return Ok(value.clone());
+        }
+        let value = self.read().map_err(|error| {
+            tracing::error!(file = %self.file.display(), error, "the credential cannot be read");
+            Reason::UpstreamUnverified
+        })?;
+        *cached = Some((modified, value.clone()));
+        Ok(value)
+    }
+}
+
+/// Public roots, or the upstream's own.
+fn tls(spec: &AgentUpstreamSpec) -> Result<rustls::ClientConfig, String> {
+    let roots = spec.roots.clone().map_or(Roots::WebPki, Roots::Pem);
+    https_client_config(&roots).map_err(|error| format!("`spec.roots`: {error}"))
+}
+
+fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let tls = error
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref)
+            .is_some_and(|inner| inner.is::<rustls::Error>());
+        if tls || error.is::<rustls::Error>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

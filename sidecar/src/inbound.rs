@@ -1,0 +1,462 @@
+//! Inbound: a listener per upstream, HTTP/1.1, one bounded message at a time.
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use aegis_audit::entry::Outcome as Ended;
+use aegis_core::{
+    action::{Action, ActionKind, Protocol},
+    decision::{Reason, Verdict},
+};
+use aegis_kernel::Permit;
+use aegis_protocol::mcp::{ClientMessage, Transport};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    attest::Attested,
+    exchange::Exchange,
+    forward::{self, end_to_end},
+    respond,
+    route::{Caller, Held, Route, Step},
+    stream,
+};
+
+/// What goes to a client.
+pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// How long a client may take to send a request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// How many connections one listener serves at once.
+const MAX_CONNECTIONS: usize = 4_096;
+/// The session's header, in the legacy era.
+const SESSION: &str = "mcp-session-id";
+
+/// Serves one route until the process drains, and returns when every connection has ended.
+pub async fn serve(route: Arc<Route>, listener: TcpListener) {
+    let drain = route.shared.drain.clone();
+    let connections = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = drain.cancelled() => break,
+        };
+        match accepted {
+            Ok((stream, remote)) if connections.len() < MAX_CONNECTIONS => {
+                connections.spawn(connection(Arc::clone(&route), stream, remote));
+            }
+            Ok(_) => route.shared.refusals.count(&route.name, Reason::Overloaded),
+            Err(error) => {
+                // Out of descriptors, most likely: whoever is connected goes on.
+                tracing::warn!(server = route.name, %error, "cannot accept");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}
+
+async fn connection(route: Arc<Route>, stream: TcpStream, remote: SocketAddr) {
+    let _ = stream.set_nodelay(true);
+    let Ok(local) = stream.local_addr() else { return };
+    // Once per connection: the kernel's answer cannot change while it is open.
+    let attested = route.shared.attest.tcp(local, remote);
+    let drain = route.shared.drain.clone();
+    let service = {
+        let attested = attested.clone();
+        service_fn(move |request| {
+            let (route, attested) = (Arc::clone(&route), attested.clone());
+            async move { Ok::<_, Infallible>(answer(&route, attested, local, request).await) }
+        })
+    };
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_headers(100)
+        .max_buf_size(64 * 1024)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = drain.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+/// Answers one request.
+async fn answer(
+    route: &Arc<Route>,
+    attested: Result<Attested, Reason>,
+    local: SocketAddr,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let refuse = |reason: Reason| {
+        route.shared.refusals.count(&route.name, reason);
+        boxed(respond::http(respond::plain(respond::status_of(reason), reason)))
+    };
+    if let Err(reason) = check_host(route, local, request.headers()) {
+        return refuse(reason);
+    }
+    let attested = match attested {
+        Ok(attested) => attested,
+        Err(reason) => return refuse(reason),
+    };
+    let registered = route.kernel().state().registry.principal(&attested.id, attested.not_after);
+    let Some(principal) = registered else { return refuse(Reason::IdentityUnknown) };
+    let session = request.headers().get(SESSION).and_then(|value| value.to_str().ok());
+    let caller = Caller { principal, session: session.map(str::to_owned) };
+    if route.target.as_ref().is_none_or(|target| target.path() != request.uri().path()) {
+        return boxed(respond::http(respond::plain(StatusCode::NOT_FOUND, Reason::MethodUnknown)));
+    }
+    let (head, body) = request.into_parts();
+    match head.method {
+        Method::POST => post(route, caller, head.headers, body).await,
+        Method::GET | Method::DELETE => {
+            session_request(route, caller, &head.method, head.headers).await
+        }
+        _ => {
+            let answer = respond::plain(StatusCode::METHOD_NOT_ALLOWED, Reason::MethodUnknown);
+            let mut response = respond::http(answer);
+            response
+                .headers_mut()
+                .insert(header::ALLOW, HeaderValue::from_static("GET, POST, DELETE"));
+            boxed(response)
+        }
+    }
+}
+
+/// A page that a browser has loaded from elsewhere must not reach a local server by a name of its
+/// own choosing (DNS rebinding; basic/transports/streamable-http, "Security Warning").
+fn check_host(route: &Route, local: SocketAddr, headers: &HeaderMap) -> Result<(), Reason> {
+    let one = |name| {
+        let mut values = headers.get_all(name).iter();
+        match (values.next(), values.next()) {
+            (value, None) => Ok(value.map(|value| value.to_str().unwrap_or("\0"))),
+            (_, Some(_)) => Err(()),
+        }
+    };
+    let host = one(header::HOST).map_err(|()| Reason::HostRefused)?.ok_or(Reason::HostRefused)?;
+    if !is_loopback(host, Some(local.port())) {
+        return Err(Reason::HostRefused);
+    }
+    let Some(origin) = one(header::ORIGIN).map_err(|()| Reason::OriginRefused)? else {
+        return Ok(());
+    };
+    let named = route.spec.allowed_origins.iter().any(|allowed| allowed == origin);
+    let authority = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+    if named || authority.is_some_and(|authority| is_loopback(authority, None)) {
+        Ok(())
+    } else {
+        Err(Reason::OriginRefused)
+    }
+}
+
+fn is_loopback(authority: &str, port: Option<u16>) -> bool {
+    let Ok(authority) = authority.parse::<http::uri::Authority>() else { return false };
+    let host = authority.host();
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+    let loopback = host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|a| a.is_loopback());
+    loopback
+        && !authority.as_str().contains('@')
+        && port.is_none_or(|port| authority.port_u16().unwrap_or(80) == port)
+}
+
+/// One message of a client.
+async fn post(
+    route: &Arc<Route>,
+    caller: Caller,
+    headers: HeaderMap,
+    body: Incoming,
+) -> Response<Body> {
+    let bytes = match read(route, &headers, body).await {
+        Ok(bytes) => bytes,
+        Err(reason) => {
+            route.count(Verdict::Deny, reason);
+            route.kernel().refuse(&caller.principal, &route.name, "", reason).await;
+            let mut response = respond::http(respond::plain(respond::status_of(reason), reason));
+            // What is left of the body is not worth reading.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            return boxed(response);
+        }
+    };
+    match route.govern(&caller, Transport::Http(&headers), bytes).await {
+        Step::Forward(permit) => exchange(route, &caller, permit, headers).await,
+        Step::Answer { answer, .. } => boxed(respond::http(answer)),
+        Step::Hold(held) => hold(route, caller, *held, headers).await,
+    }
+}
+
+/// Reads a whole body; never judges a part of one.
+async fn read(route: &Route, headers: &HeaderMap, body: Incoming) -> Result<Bytes, Reason> {
+    let json = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let json = json.is_some_and(|kind| {
+        let essence = kind.split(';').next().unwrap_or_default().trim();
+        essence.eq_ignore_ascii_case("application/json")
+    });
+    if !json || headers.contains_key(header::CONTENT_ENCODING) {
+        return Err(Reason::MalformedMessage);
+    }
+    let limits = &route.spec.limits;
+    let limited = Limited::new(body, route.request_limits().size);
+    let timeout = Duration::from_secs(limits.read_timeout_secs.into());
+    match tokio::time::timeout(timeout, limited.collect()).await {
+        Err(_) => Err(Reason::MessageTimeout),
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            Err(Reason::MessageTooLarge)
+        }
+        Ok(Err(_)) => Err(Reason::MalformedMessage),
+    }
+}
+
+/// Forwards a permitted message and releases its answer.
+async fn exchange(
+    route: &Arc<Route>,
+    caller: &Caller,
+    permit: Permit<ClientMessage>,
+    headers: HeaderMap,
+) -> Response<Body> {
+    match forward::forward(route, caller, permit, headers).await {
+        Ok((response, exchange)) => relay(response, exchange).await,
+        Err((reason, exchange)) => failed(exchange, reason).await,
+    }
+}
+
+async fn failed(mut exchange: Exchange, reason: Reason) -> Response<Body> {
+    let answer = respond::upstream_failed(exchange.id(), reason);
+    exchange.conclude(Ended::Failure, Some(reason), None).await;
+    boxed(respond::http(answer))
+}
+
+/// Releases an upstream's response.
+pub(crate) async fn relay(response: Response<Incoming>, exchange: Exchange) -> Response<Body> {
+    let (mut head, body) = response.into_parts();
+    if head.headers.contains_key(header::CONTENT_ENCODING) {
+        return failed(exchange, Reason::UpstreamMalformed).await;
+    }
+    let kind = content_type(&head.headers);
+    end_to_end(&mut head.headers);
+    match kind.as_str() {
+        "text/event-stream" if head.status.is_success() => {
+            head.headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+            Response::from_parts(head, stream::events(body, exchange))
+        }
+        "application/json" => document(head, body, exchange).await,
+        _ => opaque(head, body, exchange).await,
+    }
+}
+
+fn content_type(headers: &HeaderMap) -> String {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    value.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+async fn collect(exchange: &Exchange, body: Incoming) -> Result<Bytes, Reason> {
+    let limited = Limited::new(body, exchange.route().response_limits().size);
+    let timeout = Duration::from_secs(exchange.route().spec.limits.answer_timeout_secs.into());
+    match tokio::time::timeout(timeout, limited.collect()).await {
+        Err(_) => Err(Reason::UpstreamTimeout),
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            Err(Reason::UpstreamTooLarge)
+        }
+        Ok(Err(_)) => Err(Reason::UpstreamUnavailable),
+    }
+}
+
+/// One JSON message.
+async fn document(
+    head: http::response::Parts,
+    body: Incoming,
+    mut exchange: Exchange,
+) -> Response<Body> {
+    let bytes = match collect(&exchange, body).await {
+        Ok(bytes) => bytes,
+        Err(reason) => return failed(exchange, reason).await,
+    };
+    if bytes.is_empty() {
+        return empty(head, exchange).await;
+    }
+    match exchange.release(bytes).await {
+        Ok(released) => match released.to_client {
+            Some(bytes) => {
+                // An error without an id ends the exchange too.
+                let result = if head.status.is_success() { Ended::Unknown } else { Ended::Failure };
+                exchange.conclude(result, None, Some(head.status.as_u16().into())).await;
+                boxed(Response::from_parts(head, Full::new(bytes)))
+            }
+            None => failed(exchange, Reason::ServerRequestDenied).await,
+        },
+        Err(reason) => failed(exchange, reason).await,
+    }
+}
+
+/// A response without a message: the acknowledgement of a notification, or an HTTP error.
+async fn opaque(head: http::response::Parts, body: Incoming, exchange: Exchange) -> Response<Body> {
+    let bytes = match collect(&exchange, body).await {
+        Ok(bytes) => bytes,
+        Err(reason) => return failed(exchange, reason).await,
+    };
+    if bytes.is_empty() {
+        return empty(head, exchange).await;
+    }
+    if head.status.is_success() {
+        // A result in a type that nobody can look into.
+        return failed(exchange, Reason::UpstreamMalformed).await;
+    }
+    let mut exchange = exchange;
+    exchange.conclude(Ended::Failure, None, Some(head.status.as_u16().into())).await;
+    boxed(Response::from_parts(head, Full::new(bytes)))
+}
+
+async fn empty(head: http::response::Parts, mut exchange: Exchange) -> Response<Body> {
+    let result = if head.status.is_success() { Ended::Success } else { Ended::Failure };
+    exchange.conclude(result, None, Some(head.status.as_u16().into())).await;
+    boxed(Response::from_parts(head, Full::new(Bytes::new())))
+}
+
+/// Opening the legacy stream (GET) or ending the legacy session (DELETE).
+async fn session_request(
+    route: &Arc<Route>,
+    caller: Caller,
+    method: &Method,
+    headers: HeaderMap,
+) -> Response<Body> {
+    let action = Action {
+        kind: ActionKind::Session,
+        protocol: Protocol::Mcp,
+        method: if method == Method::GET { "session/stream" } else { "session/delete" }.into(),
+        server: route.name.clone(),
+        tool: None,
+        tool_pin: None,
+        resource: None,
+        arguments: serde_json::Value::Null,
+    };
+    let permit = match route.kernel().decide(route.context(&caller), action).await {
+        Ok(permit) => permit,
+        Err(refusal) => {
+            let reason = refusal.decision.reason;
+            route.count(refusal.decision.verdict, reason);
+            return boxed(respond::http(respond::plain(StatusCode::FORBIDDEN, reason)));
+        }
+    };
+    route.count(Verdict::Allow, permit.receipt().decision.reason);
+    let exchange = Exchange::listen(Arc::clone(route), caller, permit);
+    let Some(target) = &route.target else {
+        return failed(exchange, Reason::UpstreamUnavailable).await;
+    };
+    let timeout = Duration::from_secs(route.spec.limits.answer_timeout_secs.into());
+    match target.send(method.clone(), headers, Bytes::new(), timeout).await {
+        Ok(response) => relay(response, exchange).await,
+        Err(reason) => failed(exchange, reason).await,
+    }
+}
+
+/// Holds a call until a human has decided: with keep-alives where the client takes a stream.
+async fn hold(
+    route: &Arc<Route>,
+    caller: Caller,
+    held: Held,
+    headers: HeaderMap,
+) -> Response<Body> {
+    let streams = headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.contains("text/event-stream"));
+    if streams {
+        let mut response = Response::new(stream::held(Arc::clone(route), caller, held, headers));
+        let out = response.headers_mut();
+        out.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        out.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        out.insert("x-accel-buffering", HeaderValue::from_static("no"));
+        return response;
+    }
+    match wait(route, &caller, held).await {
+        Step::Forward(permit) => exchange(route, &caller, permit, headers).await,
+        Step::Answer { answer, .. } => boxed(respond::http(answer)),
+        Step::Hold(held) => {
+            boxed(respond::http(respond::still_pending(&held.message, &held.approval, &held.text)))
+        }
+    }
+}
+
+/// Waits as long as the route holds calls, then judges again. A call that is still pending then
+/// comes back as [`Step::Hold`].
+pub(crate) async fn wait(route: &Arc<Route>, caller: &Caller, held: Held) -> Step {
+    let metrics = &route.shared.metrics;
+    let patience = Duration::from_secs(route.spec.limits.hold_secs.into());
+    metrics.held.inc();
+    let waiting = scopeguard(|| metrics.held.dec());
+    let state = route.kernel().wait_for_approval(&held.approval, patience).await;
+    drop(waiting);
+    match state {
+        aegis_core::approval::ApprovalState::Pending => Step::Hold(Box::new(held)),
+        aegis_core::approval::ApprovalState::Approved => route.resume(caller, held).await,
+        aegis_core::approval::ApprovalState::Denied => {
+            ended(route, caller, &held, Reason::ApprovalDenied).await
+        }
+        _ => ended(route, caller, &held, Reason::ApprovalExpired).await,
+    }
+}
+
+/// Records and answers a held call that a human refused, or nobody decided.
+async fn ended(route: &Arc<Route>, caller: &Caller, held: &Held, reason: Reason) -> Step {
+    route.count(Verdict::Deny, reason);
+    route
+        .kernel()
+        .refuse_action(&caller.principal, held.message.action(), Some(&held.approval), reason)
+        .await;
+    Step::Answer { answer: respond::explained(&held.message, reason), one_way: false }
+}
+
+/// Runs `end` when dropped, also when the waiting client goes away.
+fn scopeguard<F: FnMut()>(end: F) -> impl Drop {
+    struct Guard<F: FnMut()>(F);
+    impl<F: FnMut()> Drop for Guard<F> {
+        fn drop(&mut self) {
+            (self.0)();
+        }
+    }
+    Guard(end)
+}
+
+/// A complete body.
+pub(crate) fn boxed(response: Response<Full<Bytes>>) -> Response<Body> {
+    response.map(|body| body.boxed_unsync())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_names_this_listener() {
+        for (host, expected) in [
+            ("127.0.0.1:7101", true),
+            ("localhost:7101", true),
+            ("[::1]:7101", true),
+            ("LOCALHOST:7101", true),
+            ("127.0.0.1:80", false),
+            ("localhost", false),
+            ("evil.example.com:7101", false),
+            ("localhost.evil.example:7101", false),
+            ("user@localhost:7101", false),
+            ("0.0.0.0:7101", false),
+            ("", false),
+        ] {
+            assert_eq!(is_loopback(host, Some(7101)), expected, "{host}");
+        }
+    }
+}

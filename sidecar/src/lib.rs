@@ -1,0 +1,23 @@
+//! The sidecar: every message between an agent and a server passes here, is decided on, recorded
+//! and only then forwarded.
+//!
+//! The walk of one exchange: [`inbound`] accepts and reads one message; [`route`] parses it, asks
+//! the kernel and holds what waits for a human; [`forward`] sends what the permit owns; every
+//! event of the answer leaves through [`exchange`]; [`respond`] alone turns a reason into words of
+//! the protocol. [`stdio`] walks the same path for a wrapped command.
+
+pub mod attest;
+pub mod exchange;
+pub mod forward;
+pub mod inbound;
+pub mod metrics;
+pub mod pins;
+pub mod refusals;
+pub mod respond;
+pub mod route;
+pub mod stdio;
+mod stream;
+
+pub use attest::{Attest, Attested};
+pub use inbound::serve;
+pub use route::{Route, RouteError, Shared};

@@ -1,0 +1,455 @@
+//! One governed upstream: from a message's bytes to a permit, an answer, or a wait.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Instant,
+};
+
+use aegis_core::{
+    AgentId,
+    action::{Action, ActionKind, Protocol},
+    decision::{Reason, Verdict},
+    policy::Scope,
+};
+use aegis_kernel::{Context, Kernel, Permit, Principal, Refusal};
+use aegis_protocol::{
+    json::Limits as JsonLimits,
+    jsonrpc::Id,
+    mcp::{
+        self, ClientKind, ClientMessage, ClientMethod, ServerMethod, Transport,
+        capabilities::{self, Allowed},
+        deny::Answer,
+    },
+};
+use aegis_resources::AgentUpstreamSpec;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    attest::Attest,
+    exchange::Exchange,
+    forward::Target,
+    metrics::Metrics,
+    pins::{Known, Pins},
+    refusals::Refusals,
+    respond,
+};
+
+/// What every route of a process shares.
+pub struct Shared {
+    /// The decision point.
+    pub kernel: Arc<Kernel>,
+    /// Tells who is at the other end.
+    pub attest: Arc<dyn Attest>,
+    /// Refusals of strangers.
+    pub refusals: Arc<Refusals>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Cancelled when the process is to end.
+    pub drain: CancellationToken,
+}
+
+/// One governed upstream.
+pub struct Route {
+    /// What all routes share.
+    pub shared: Arc<Shared>,
+    /// The upstream's name in the configuration.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its specification.
+    pub spec: AgentUpstreamSpec,
+    /// The definitions of its tools.
+    pub pins: Pins,
+    /// Where to forward; `None` for a wrapped command, whose streams the wrapper holds.
+    pub target: Option<Target>,
+    /// What the server has asked its clients, by session and id.
+    asked: Mutex<Bounded<ServerMethod>>,
+    /// Exchanges whose stream broke off and may be resumed, by session and id.
+    parked: Mutex<Bounded<Exchange>>,
+    allowed: Mutex<HashMap<AgentId, (u64, u64, Allowed)>>,
+}
+
+/// Why a route cannot be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("AgentUpstream `{name}`: {message}")]
+pub struct RouteError {
+    /// Which.
+    pub name: String,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+/// Who speaks, and in which session.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The agent.
+    pub principal: Principal,
+    /// The protocol's session.
+    pub session: Option<String>,
+}
+
+/// What becomes of a message.
+#[derive(Debug)]
+pub enum Step {
+    /// It may go.
+    Forward(Permit<ClientMessage>),
+    /// It is answered here. `one_way` messages get no answer on stdio.
+    Answer {
+        /// The answer.
+        answer: Answer,
+        /// Whether the message was a notification or a response.
+        one_way: bool,
+    },
+    /// It waits for a human.
+    Hold(Box<Held>),
+}
+
+/// A call that waits for a human.
+#[derive(Debug)]
+pub struct Held {
+    /// The message, as it was judged.
+    pub message: ClientMessage,
+    /// The approval that it waits for.
+    pub approval: String,
+    /// The sentence for whoever asked.
+    pub text: String,
+}
+
+/// An id within an agent's session.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// The agent: a session's name is the client's claim, and not enough.
+    pub agent: AgentId,
+    /// The session, where the protocol has one.
+    pub session: Option<String>,
+    /// The id.
+    pub id: Id,
+}
+
+/// How many open questions, or parked exchanges, a route remembers.
+const MAX_OPEN: usize = 1_024;
+
+/// A map that forgets its oldest entry when it is full.
+#[derive(Debug)]
+struct Bounded<T> {
+    map: HashMap<Key, T>,
+    order: VecDeque<Key>,
+}
+
+impl<T> Default for Bounded<T> {
+    fn default() -> Self {
+        Self { map: HashMap::new(), order: VecDeque::new() }
+    }
+}
+
+impl<T> Bounded<T> {
+    /// Puts a value and returns what had to be forgotten for it.
+    fn put(&mut self, key: Key, value: T) -> Option<T> {
+        if let Some(previous) = self.map.insert(key.clone(), value) {
+            return Some(previous);
+        }
+        self.order.push_back(key);
+        while self.order.len() > MAX_OPEN {
+            let oldest = self.order.pop_front()?;
+            if let Some(forgotten) = self.map.remove(&oldest) {
+                return Some(forgotten);
+            }
+        }
+        None
+    }
+
+    fn take(&mut self, key: &Key) -> Option<T> {
+        let taken = self.map.remove(key)?;
+        self.order.retain(|other| other != key);
+        Some(taken)
+    }
+}
+
+impl std::fmt::Debug for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Route").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+impl Route {
+    /// A route for an upstream that has passed its own validation.
+    ///
+    /// # Errors
+    /// When its URL, its roots or its credential cannot be used.
+    pub fn new(
+        shared: Arc<Shared>,
+        namespace: &str,
+        name: &str,
+        spec: AgentUpstreamSpec,
+    ) -> Result<Self, RouteError> {
+        let target = match spec.url {
+            Some(_) => Some(
+                Target::new(&spec).map_err(|message| RouteError { name: name.into(), message })?,
+            ),
+            None => None,
+        };
+        Ok(Self {
+            pins: Pins::new(name, &spec.tool_pins),
+            shared,
+            name: name.into(),
+            namespace: namespace.into(),
+            spec,
+            target,
+            asked: Mutex::default(),
+            parked: Mutex::default(),
+            allowed: Mutex::default(),
+        })
+    }
+
+    /// How large and deep a client's message may be.
+    #[must_use]
+    pub fn request_limits(&self) -> JsonLimits {
+        JsonLimits { size: size(self.spec.limits.request_bytes), ..JsonLimits::default() }
+    }
+
+    /// How large and deep a server's message may be.
+    #[must_use]
+    pub fn response_limits(&self) -> JsonLimits {
+        JsonLimits { size: size(self.spec.limits.response_bytes), ..JsonLimits::default() }
+    }
+
+    /// The kernel.
+    #[must_use]
+    pub fn kernel(&self) -> &Arc<Kernel> {
+        &self.shared.kernel
+    }
+
+    /// The circumstances of a question by `caller`.
+    #[must_use]
+    pub fn context<'a>(&'a self, caller: &'a Caller) -> Context<'a> {
+        let mut context = Context::new(&caller.principal, Scope::Mesh, &self.namespace);
+        context.session = caller.session.as_deref();
+        context
+    }
+
+    /// Judges one message of a client.
+    pub async fn govern(&self, caller: &Caller, transport: Transport<'_>, body: Bytes) -> Step {
+        let body = self.strip_capabilities(caller, body);
+        let mut message =
+            match mcp::parse_client(&self.name, transport, body, self.request_limits()) {
+                Ok(message) => message,
+                Err(refusal) => {
+                    let reason = refusal.error.reason();
+                    self.count(Verdict::Deny, reason);
+                    self.kernel().refuse(&caller.principal, &self.name, "", reason).await;
+                    let one_way = refusal.one_way;
+                    return Step::Answer { answer: mcp::deny::refuse(&refusal), one_way };
+                }
+            };
+        if let Err((reason, answer)) = self.check_before(caller, transport, &mut message) {
+            self.count(Verdict::Deny, reason);
+            let method = &message.action().method;
+            self.kernel().refuse(&caller.principal, &self.name, method, reason).await;
+            let one_way = message.request_id().is_none();
+            return Step::Answer { answer, one_way };
+        }
+        self.settle(caller, message).await
+    }
+
+    /// Judges a call again whose approval has been decided.
+    pub async fn resume(&self, caller: &Caller, held: Held) -> Step {
+        self.settle(caller, held.message).await
+    }
+
+    async fn settle(&self, caller: &Caller, message: ClientMessage) -> Step {
+        let started = Instant::now();
+        let mut context = self.context(caller);
+        let trace = message.meta().get("traceparent").and_then(|t| t.as_str()).map(str::to_owned);
+        context.trace = trace.as_deref().filter(|trace| trace.len() <= 55);
+        // A refused message is still needed: to be held, or to be answered by its id.
+        let copy = message.clone();
+        let decided = self.kernel().decide(context, message).await;
+        self.shared.metrics.decision_seconds.observe(started.elapsed().as_secs_f64());
+        match decided {
+            Ok(permit) => {
+                self.count(Verdict::Allow, permit.receipt().decision.reason);
+                Step::Forward(permit)
+            }
+            Err(refusal) => {
+                self.count(refusal.decision.verdict, refusal.decision.reason);
+                self.refused(copy, refusal)
+            }
+        }
+    }
+
+    fn refused(&self, message: ClientMessage, refusal: Refusal) -> Step {
+        match (refusal.decision.verdict, refusal.approval) {
+            (Verdict::RequireApproval, Some(approval)) => {
+                let text = refusal.decision.message.clone();
+                Step::Hold(Box::new(Held { message, approval, text }))
+            }
+            _ => {
+                let one_way = message.request_id().is_none();
+                let answer = respond::refused(&self.spec, &message, &refusal.decision);
+                Step::Answer { answer, one_way }
+            }
+        }
+    }
+
+    /// What is checked before the kernel is asked: pins, mirrored parameters, answers to questions
+    /// that nobody asked, and the resources of a subscription.
+    fn check_before(
+        &self,
+        caller: &Caller,
+        transport: Transport<'_>,
+        message: &mut ClientMessage,
+    ) -> Result<(), (Reason, Answer)> {
+        if let ClientKind::Response(id) = message.kind().clone() {
+            let (agent, session) = (caller.principal.id.clone(), caller.session.clone());
+            let key = id.map(|id| Key { agent, session, id });
+            let asked = key.as_ref().and_then(|key| self.asked.lock().take(key));
+            let Some(asked) = asked else {
+                return Err((Reason::MalformedMessage, respond::unexpected_response()));
+            };
+            message.set_answered(asked);
+            return Ok(());
+        }
+        if message.method() == Some(ClientMethod::ToolsCall) {
+            self.check_tool(transport, message)?;
+        }
+        for action in message.resource_actions() {
+            let judgement = self.kernel().evaluate(&self.context(caller).about(&action));
+            if judgement.decision.verdict != Verdict::Allow {
+                let answer = respond::refused(&self.spec, message, &judgement.decision);
+                return Err((judgement.decision.reason, answer));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_tool(
+        &self,
+        transport: Transport<'_>,
+        message: &mut ClientMessage,
+    ) -> Result<(), (Reason, Answer)> {
+        let tool = message.action().tool.clone().unwrap_or_default();
+        match self.pins.find(&tool) {
+            Known::NeverListed => Ok(()),
+            Known::Pinned(pin, params) => {
+                message.set_tool_pin(pin);
+                if let (Transport::Http(headers), true, Some(id)) =
+                    (transport, message.era().is_modern(), message.request_id())
+                    && let Err(problem) = message.check_params(headers, &params)
+                {
+                    return Err((Reason::HeaderMismatch, mcp::deny::header_mismatch(id, &problem)));
+                }
+                Ok(())
+            }
+            Known::Absent => Err((Reason::ToolUnknown, respond::hidden(message))),
+            Known::Quarantined => {
+                let reason = Reason::ToolQuarantined;
+                Err((reason, respond::quarantined(&self.spec, message)))
+            }
+        }
+    }
+
+    /// Takes away what the client says it can do for the server and no policy allows, so that a
+    /// conforming server will not ask for it.
+    fn strip_capabilities(&self, caller: &Caller, body: Bytes) -> Bytes {
+        // Only messages that declare capabilities are worth the questions.
+        if memchr::memmem::find(&body, b"apabilities").is_none() {
+            return body;
+        }
+        capabilities::strip(&body, self.allowed_requests(caller))
+    }
+
+    fn allowed_requests(&self, caller: &Caller) -> Allowed {
+        let kernel = self.kernel();
+        let versions = (kernel.engine().version(), *kernel.changes().borrow());
+        let id = &caller.principal.id;
+        if let Some((policies, state, allowed)) = self.allowed.lock().get(id)
+            && (*policies, *state) == versions
+        {
+            return *allowed;
+        }
+        let may = |method: ServerMethod, arguments: serde_json::Value| {
+            let action = server_request(&self.name, method.as_str(), arguments);
+            kernel.may_list(&self.context(caller).about(&action))
+        };
+        let elicit =
+            |mode: &str| may(ServerMethod::Elicit, serde_json::json!({ "mode": mode }));
+        let allowed = Allowed {
+            sampling: may(ServerMethod::CreateMessage, serde_json::Value::Null),
+            elicitation_form: elicit("form"),
+            elicitation_url: elicit("url"),
+            roots: may(ServerMethod::RootsList, serde_json::Value::Null),
+        };
+        let mut cache = self.allowed.lock();
+        if cache.len() >= MAX_OPEN {
+            cache.clear();
+        }
+        cache.insert(id.clone(), (versions.0, versions.1, allowed));
+        allowed
+    }
+
+    /// Remembers that the server has asked its client something.
+    pub fn note_asked(&self, key: Key, method: ServerMethod) {
+        self.asked.lock().put(key, method);
+    }
+
+    /// Keeps an exchange whose stream broke off, for a stream that resumes it.
+    pub fn park(&self, key: Key, exchange: Exchange) {
+        let forgotten = self.parked.lock().put(key, exchange);
+        drop(forgotten);
+    }
+
+    /// Takes back a parked exchange, for a stream that resumes after `event`: only the very stream
+    /// that the event was on, so that no answer is released as that of another call.
+    #[must_use]
+    pub fn unpark(&self, key: &Key, event: &[u8]) -> Option<Exchange> {
+        let mut parked = self.parked.lock();
+        parked.map.get(key).filter(|exchange| exchange.has_sent(event))?;
+        parked.take(key)
+    }
+
+    /// A stream that resumed after `event` has sent another, from which the same calls can be
+    /// resumed when it breaks too.
+    pub fn resumed(&self, caller: &Caller, event: &[u8], another: &Bytes) {
+        let mut parked = self.parked.lock();
+        let of_caller = parked.map.iter_mut().filter(|(key, _)| {
+            key.agent == caller.principal.id && key.session == caller.session
+        });
+        for (_, exchange) in of_caller.filter(|(_, exchange)| exchange.has_sent(event)) {
+            exchange.remember(another.clone());
+        }
+    }
+
+    /// Counts a decision.
+    pub fn count(&self, verdict: Verdict, reason: Reason) {
+        let labels = [self.name.as_str(), verdict.as_str(), reason.code()];
+        self.shared.metrics.decisions.with_label_values(&labels).inc();
+    }
+}
+
+/// The action of a request that a server makes to its client.
+#[must_use]
+pub fn server_request(server: &str, method: &str, arguments: serde_json::Value) -> Action {
+    Action {
+        kind: ActionKind::ServerRequest,
+        protocol: Protocol::Mcp,
+        method: method.into(),
+        server: server.into(),
+        tool: None,
+        tool_pin: None,
+        resource: None,
+        arguments,
+    }
+}
+
+fn size(bytes: u32) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}

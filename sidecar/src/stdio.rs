@@ -1,0 +1,206 @@
+//! A wrapped command: `aegis wrap -- CMD` holds the two pipes, the daemon decides on every line.
+//!
+//! The wrapper writes to the server only what comes back for it, and to the client only what was
+//! released. It holds no policy and no key.
+
+use std::{collections::HashMap, sync::Arc};
+
+use aegis_api::frame::{self, Channel, Frame};
+use aegis_audit::entry::Outcome as Ended;
+use aegis_core::decision::Reason;
+use aegis_kernel::Permit;
+use aegis_protocol::{
+    jsonrpc::{Id, Message, RawMessage},
+    mcp::{ClientMessage, Transport, deny},
+};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::mpsc,
+};
+
+use crate::{
+    exchange::Exchange,
+    inbound, respond,
+    route::{Caller, Held, Route, Step},
+};
+
+/// How many frames may wait for the wrapper.
+const QUEUE: usize = 256;
+/// How many calls of one wrapper may be open.
+const MAX_OPEN: usize = 1_024;
+
+/// One wrapper's session.
+struct Session {
+    route: Arc<Route>,
+    caller: Caller,
+    open: Mutex<HashMap<Id, Arc<tokio::sync::Mutex<Exchange>>>>,
+    /// Where messages go that belong to no open call: the last exchange that had no id.
+    out: mpsc::Sender<Frame>,
+}
+
+/// Serves one wrapper until either side ends.
+pub async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(
+    route: Arc<Route>,
+    caller: Caller,
+    stream: S,
+) {
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let (out, mut frames) = mpsc::channel::<Frame>(QUEUE);
+    let drain = route.shared.drain.clone();
+    let session = Arc::new(Session { route, caller, open: Mutex::default(), out });
+    let writing = async move {
+        while let Some(frame) = frames.recv().await {
+            if frame::write(&mut writer, frame.channel, &frame.payload).await.is_err() {
+                break;
+            }
+        }
+    };
+    let reading = async {
+        let mut tasks = tokio::task::JoinSet::new();
+        loop {
+            let frame = tokio::select! {
+                frame = frame::read(&mut reader) => frame,
+                Some(_) = tasks.join_next() => continue,
+            };
+            match frame {
+                Ok(Some(Frame { channel: Channel::Client, payload })) => {
+                    if let Some(held) = session.from_client(Bytes::from(payload)).await {
+                        // A held call must not hold the ones behind it.
+                        let session = Arc::clone(&session);
+                        tasks.spawn(async move { session.wait(held).await });
+                    }
+                }
+                Ok(Some(Frame { channel: Channel::Server, payload })) => {
+                    session.from_server(Bytes::from(payload)).await;
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "a wrapper sent something else than frames");
+                    break;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = reading => {}
+        () = writing => {}
+        () = drain.cancelled() => {}
+    }
+}
+
+impl Session {
+    /// One message of the client. A call that waits for a human comes back.
+    async fn from_client(&self, bytes: Bytes) -> Option<Held> {
+        if self.open.lock().len() >= MAX_OPEN {
+            self.refuse_unread(&bytes, Reason::Overloaded).await;
+            return None;
+        }
+        match self.route.govern(&self.caller, Transport::Stdio, bytes).await {
+            Step::Forward(permit) => self.forward(permit).await,
+            Step::Answer { answer, one_way: false } => {
+                self.send(Channel::Client, answer.body).await
+            }
+            Step::Answer { one_way: true, .. } => {}
+            Step::Hold(held) => return Some(*held),
+        }
+        None
+    }
+
+    async fn wait(&self, held: Held) {
+        match inbound::wait(&self.route, &self.caller, held).await {
+            Step::Forward(permit) => self.forward(permit).await,
+            Step::Answer { answer, .. } => self.send(Channel::Client, answer.body).await,
+            Step::Hold(held) => {
+                let answer = respond::still_pending(&held.message, &held.approval, &held.text);
+                self.send(Channel::Client, answer.body).await;
+            }
+        }
+    }
+
+    /// The permit's own bytes go to the server; an open call waits for its answer.
+    async fn forward(&self, permit: Permit<ClientMessage>) {
+        let (bytes, mut exchange) =
+            Exchange::open(Arc::clone(&self.route), self.caller.clone(), permit);
+        match exchange.id().cloned() {
+            Some(id) => {
+                let exchange = Arc::new(tokio::sync::Mutex::new(exchange));
+                // A client that reuses an open id loses the first call's answer, as everywhere.
+                self.open.lock().insert(id, exchange);
+            }
+            None => exchange.conclude(Ended::Success, None, None).await,
+        }
+        self.send(Channel::Server, bytes).await;
+    }
+
+    /// One message of the server.
+    async fn from_server(&self, bytes: Bytes) {
+        let id = match RawMessage::parse(bytes.clone(), self.route.response_limits()) {
+            Ok(RawMessage { message: Message::Response { id, .. }, .. }) => id,
+            Ok(_) => None,
+            Err(error) => {
+                tracing::warn!(server = self.route.name, %error, "the server's message is withheld");
+                return;
+            }
+        };
+        match id {
+            Some(id) => {
+                let Some(exchange) = self.open.lock().remove(&id) else {
+                    tracing::warn!(server = self.route.name, "an answer to nothing is withheld");
+                    return;
+                };
+                let mut exchange = exchange.lock().await;
+                self.release(&mut exchange, bytes).await;
+            }
+            None => {
+                // Judged as part of any open call; without one, of the session itself.
+                let some = self.open.lock().values().next().cloned();
+                if let Some(exchange) = some {
+                    let mut exchange = exchange.lock().await;
+                    self.release(&mut exchange, bytes).await;
+                } else {
+                    let mut exchange = Exchange::idle(Arc::clone(&self.route), self.caller.clone());
+                    self.release(&mut exchange, bytes).await;
+                }
+            }
+        }
+    }
+
+    async fn release(&self, exchange: &mut Exchange, bytes: Bytes) {
+        match exchange.release(bytes).await {
+            Ok(released) => {
+                if let Some(bytes) = released.to_client {
+                    self.send(Channel::Client, bytes).await;
+                }
+                if let Some(bytes) = released.to_server {
+                    self.send(Channel::Server, bytes).await;
+                }
+            }
+            Err(reason) => {
+                let answer = respond::upstream_failed(exchange.id(), reason);
+                let waits = exchange.id().is_some();
+                exchange.conclude(Ended::Failure, Some(reason), None).await;
+                if waits {
+                    self.send(Channel::Client, answer.body).await;
+                }
+            }
+        }
+    }
+
+    async fn refuse_unread(&self, bytes: &Bytes, reason: Reason) {
+        self.route.kernel().refuse(&self.caller.principal, &self.route.name, "", reason).await;
+        if let Ok(RawMessage { message: Message::Request { id, .. }, .. }) =
+            RawMessage::parse(bytes.clone(), self.route.request_limits())
+        {
+            self.send(Channel::Client, deny::denied(&id, reason, reason.sentence()).body).await;
+        }
+    }
+
+    async fn send(&self, channel: Channel, bytes: Bytes) {
+        // One line a message: what was judged never holds a raw newline outside of it.
+        let payload = bytes.to_vec();
+        let _ = self.out.send(Frame { channel, payload }).await;
+    }
+}

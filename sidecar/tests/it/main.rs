@@ -1,0 +1,16 @@
+//! The sidecar as a client and a server see it: each test is named after the rule it holds.
+#![expect(clippy::indexing_slicing, reason = "a missing member fails the test, as it should")]
+
+mod approvals;
+mod forwarding;
+mod ledger;
+mod limits;
+mod lists;
+mod refusals;
+mod server_requests;
+mod stdio;
+mod streams;
+mod tls;
+mod upstream;
+mod upstream_faults;
+mod world;
