@@ -106,11 +106,11 @@ YAML
 
 through_aegis() {
   local port aegis era revision
-  [[ -x $AEGIS_BIN ]] || die "AEGIS_BIN=$AEGIS_BIN is no program; build it with \`cargo build -p aegis-cli\`"
+  [[ -x $AEGIS_BIN ]] || die "AEGIS_BIN=$AEGIS_BIN is no program; build it with \`cargo build -p aegis\`"
   start_fixture fixture-governed
   port=$(free_port)
   write_config "$URL" "$port"
-  "$AEGIS_BIN" up --config "$OUT/config" --state "$OUT/state" >"$OUT/aegis.log" 2>&1 &
+  "$AEGIS_BIN" up --config "$OUT/config" --state "$OUT/state" --admin 127.0.0.1:0 >"$OUT/aegis.log" 2>&1 &
   aegis=$!
   PIDS+=("$aegis")
   wait_until "$PATIENCE" listens "$port" || die "aegis does not listen on 127.0.0.1:$port; see $OUT/aegis.log"
@@ -119,7 +119,7 @@ through_aegis() {
   python3 -c 'import sys, urllib.request as r; sys.stdout.buffer.write(r.urlopen(sys.argv[1]).read())' "${URL%/mcp}/calls" >"$OUT/calls.json"
   kill "$aegis"
   wait_until "$PATIENCE" ended "$aegis" || die "aegis did not stop within $PATIENCE s; see $OUT/aegis.log"
-  "$AEGIS_BIN" audit query --state "$OUT/state" -o json >"$OUT/entries.json" || die "the audit log cannot be queried"
+  "$AEGIS_BIN" audit export --database "$OUT/state/ledger.db" --jsonl >"$OUT/entries.json" || die "the audit log cannot be queried"
   for era in "${ERAS[@]}"; do
     revision=${era% *}
     echo "direct and through Aegis, $revision:"

@@ -26,11 +26,11 @@ options = parser.parse_args()
 
 
 def aegis(*arguments):
-    """Runs the command and returns what it prints as JSON."""
+    """Runs the command and returns the JSON that it prints."""
     done = subprocess.run([options.aegis, *arguments, "-o", "json"], capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"aegis {' '.join(arguments)}: {done.stderr.strip()}")
-    return json.loads(done.stdout)
+    return done.stdout
 
 
 def governed(name, command):
@@ -44,8 +44,7 @@ def text_of(result):
 
 def newest_decision(tool):
     """The newest decision about a tool: (index, entry)."""
-    page = aegis("audit", "query", "--kind", "decision", "--tool", tool, "--limit", "1")
-    found = page["entries"][0]
+    found = json.loads(aegis("audit", "query", "--kind", "decision", "--tool", tool, "--limit", "1"))
     return found["index"], found["entry"]
 
 
@@ -60,7 +59,7 @@ def show(title, tool, answer, seen):
 async def human(pending):
     """The human's side: sees the open approval and answers it."""
     while not pending.done():
-        waiting = [a for a in aegis("approvals", "list") if a["state"] == "pending"]
+        waiting = [a for a in json.loads(aegis("approvals", "list")) if a["state"] == "pending"]
         if waiting:
             one = waiting[0]
             print(f"\na sensitive call waits: approval {one['id']}: {one['tool']} {json.dumps(one['arguments'])}")
@@ -100,7 +99,7 @@ async def visit():
 
 def prove(seen):
     """Proves each decision against the log's key, without the daemon."""
-    key = aegis("status")["ledger"]["verifier_key"]
+    key = json.loads(aegis("status"))["ledger"]["verifier_key"]
     with tempfile.TemporaryDirectory() as folder:
         print("\nproofs, checked offline")
         for index in seen:

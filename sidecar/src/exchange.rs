@@ -56,6 +56,8 @@ pub struct Exchange {
     event_ids: VecDeque<Bytes>,
     /// The event after which this stream resumes another.
     resumes: Option<Bytes>,
+    /// The decision of the one call that is open beside a shared exchange.
+    within: Option<String>,
 }
 
 /// What leaves after an event was looked at.
@@ -95,13 +97,9 @@ impl Exchange {
         let sent = [route.name.as_str(), "to_server"];
         route.shared.metrics.bytes.with_label_values(&sent).inc_by(bytes.len() as u64);
         let approved = receipt.decision.reason == Reason::Approved;
-        let exchange = Self {
-            approved,
-            method,
-            id,
-            redactions,
-            ..Self::new(route, caller, action, era, Some(receipt))
-        };
+        let mut exchange = Self::new(route, caller, action, era, Some(receipt));
+        (exchange.approved, exchange.redactions) = (approved, redactions);
+        (exchange.method, exchange.id) = (method, id);
         (bytes, exchange)
     }
 
@@ -112,19 +110,38 @@ impl Exchange {
         route: Arc<Route>,
         caller: Caller,
         permit: Permit<Action>,
+        era: Era,
         resumes: Option<Bytes>,
     ) -> Self {
         let (action, receipt) = permit.into_parts();
         route.shared.metrics.open.inc();
-        let era = Era::Legacy(mcp::LegacyVersion::ASSUMED);
-        Self { resumes, ..Self::new(route, caller, action, era, Some(receipt)) }
+        let mut exchange = Self::new(route, caller, action, era, Some(receipt));
+        if let Some(event) = &resumes {
+            exchange.redactions = exchange.route.redactions_after(&exchange.caller, event);
+        }
+        exchange.resumes = resumes;
+        exchange
     }
 
-    /// An exchange for what a server sends outside of any call. It has no outcome of its own.
+    /// An exchange for what a server sends on a stream that all its calls share. It has no outcome
+    /// of its own; what any of the `open` calls redacts is redacted, and if there is but one, what
+    /// the server asks is asked within it.
     #[must_use]
-    pub fn idle(route: Arc<Route>, caller: Caller, era: Era) -> Self {
+    pub fn shared<'a>(
+        route: Arc<Route>,
+        caller: Caller,
+        era: Era,
+        open: impl Iterator<Item = &'a Self>,
+    ) -> Self {
         let action = server_request(&route.name, "", Value::Null);
-        Self::new(route, caller, action, era, None)
+        let mut shared = Self::new(route, caller, action, era, None);
+        let mut calls = 0;
+        for call in open {
+            calls += 1;
+            shared.redactions.extend_from_slice(&call.redactions);
+            shared.within = call.within().filter(|_| calls == 1).map(str::to_owned);
+        }
+        shared
     }
 
     fn new(
@@ -152,7 +169,20 @@ impl Exchange {
             answered: false,
             event_ids: VecDeque::new(),
             resumes: None,
+            within: None,
         }
+    }
+
+    /// The decision within which the server asks what it asks.
+    fn within(&self) -> Option<&str> {
+        let own = self.receipt.as_ref().map(|receipt| receipt.decision_id.as_str());
+        own.or(self.within.as_deref())
+    }
+
+    /// What is kept from the client.
+    #[must_use]
+    pub fn redactions(&self) -> &[Regex] {
+        &self.redactions
     }
 
     /// The headers of a message that Aegis itself sends to the server within this session.
@@ -177,6 +207,12 @@ impl Exchange {
     #[must_use]
     pub const fn id(&self) -> Option<&Id> {
         self.id.as_ref()
+    }
+
+    /// How its client speaks.
+    #[must_use]
+    pub const fn era(&self) -> Era {
+        self.era
     }
 
     /// The route.
@@ -365,8 +401,7 @@ impl Exchange {
     /// Decides on, and records, a question of the server to its client.
     async fn may_ask(&self, action: Action) -> bool {
         let mut context = self.route.context(&self.caller);
-        context.within =
-            Some(self.receipt.as_ref().map_or("", |receipt| receipt.decision_id.as_str()));
+        context.within = Some(self.within().unwrap_or_default());
         match self.route.kernel().decide(context, action).await {
             Ok(permit) => {
                 self.route.count(Verdict::Allow, permit.receipt().decision.reason);

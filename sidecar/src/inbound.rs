@@ -2,13 +2,12 @@
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
-use aegis_audit::entry::Outcome as Ended;
 use aegis_core::{
     action::{Action, ActionKind, Protocol},
     decision::{Reason, Verdict},
 };
 use aegis_kernel::Permit;
-use aegis_protocol::mcp::{ClientMessage, Transport};
+use aegis_protocol::mcp::{ClientMessage, Era, LegacyVersion, Transport};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
@@ -20,7 +19,8 @@ use tokio_util::task::TaskTracker;
 use crate::{
     attest::Attested,
     exchange::Exchange,
-    forward::{self, end_to_end},
+    forward,
+    relay::{content_type, failed, relay},
     respond,
     route::{Caller, Held, Route, Step},
     stream,
@@ -114,8 +114,11 @@ async fn answer(
     };
     let registered = route.kernel().state().registry.principal(&attested.id, attested.not_after);
     let Some(principal) = registered else { return refuse(Reason::IdentityUnknown) };
-    let session = request.headers().get(SESSION).and_then(|value| value.to_str().ok());
-    let caller = Caller { principal, session: session.map(str::to_owned) };
+    let session = match one(request.headers(), SESSION) {
+        Ok(session) => session.map(str::to_owned),
+        Err(reason) => return boxed(respond::http(respond::plain(respond::status_of(reason), reason))),
+    };
+    let caller = Caller { principal, session };
     if route.target.as_ref().is_none_or(|target| target.path() != request.uri().path()) {
         return boxed(respond::http(respond::plain(StatusCode::NOT_FOUND, Reason::MethodUnknown)));
     }
@@ -136,23 +139,25 @@ async fn answer(
     }
 }
 
+/// The text of a header that speaks for the request: two readers of two could each take another.
+fn one<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Reason> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => value.to_str().map(Some).map_err(|_| Reason::MalformedMessage),
+        (Some(_), Some(_)) => Err(Reason::HeaderMismatch),
+    }
+}
+
 /// A page that a browser has loaded from elsewhere must not reach a local server by a name of its
 /// own choosing (DNS rebinding; basic/transports/streamable-http, "Security Warning").
 fn check_host(route: &Route, local: SocketAddr, headers: &HeaderMap) -> Result<(), Reason> {
-    let one = |name| {
-        let mut values = headers.get_all(name).iter();
-        match (values.next(), values.next()) {
-            (value, None) => Ok(value.map(|value| value.to_str().unwrap_or("\0"))),
-            (_, Some(_)) => Err(()),
-        }
-    };
-    let host = one(header::HOST).map_err(|()| Reason::HostRefused)?.ok_or(Reason::HostRefused)?;
+    let host = one(headers, "host").ok().flatten().ok_or(Reason::HostRefused)?;
     if !is_loopback(host, Some(local.port())) {
         return Err(Reason::HostRefused);
     }
-    let Some(origin) = one(header::ORIGIN).map_err(|()| Reason::OriginRefused)? else {
-        return Ok(());
-    };
+    let origin = one(headers, "origin").map_err(|_| Reason::OriginRefused)?;
+    let Some(origin) = origin else { return Ok(()) };
     let named = route.spec.allowed_origins.iter().any(|allowed| allowed == origin);
     let authority = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
     if named || authority.is_some_and(|authority| is_loopback(authority, None)) {
@@ -199,11 +204,7 @@ async fn post(
 
 /// Reads a whole body; never judges a part of one.
 async fn read(route: &Route, headers: &HeaderMap, body: Incoming) -> Result<Bytes, Reason> {
-    let json = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let json = json.is_some_and(|kind| {
-        let essence = kind.split(';').next().unwrap_or_default().trim();
-        essence.eq_ignore_ascii_case("application/json")
-    });
+    let json = content_type(headers) == "application/json";
     if !json || headers.contains_key(header::CONTENT_ENCODING) {
         return Err(Reason::MalformedMessage);
     }
@@ -233,99 +234,6 @@ async fn exchange(
     }
 }
 
-async fn failed(mut exchange: Exchange, reason: Reason) -> Response<Body> {
-    let answer = respond::upstream_failed(exchange.id(), reason);
-    exchange.conclude(Ended::Failure, Some(reason), None).await;
-    boxed(respond::http(answer))
-}
-
-/// Releases an upstream's response.
-pub(crate) async fn relay(response: Response<Incoming>, exchange: Exchange) -> Response<Body> {
-    let (mut head, body) = response.into_parts();
-    if head.headers.contains_key(header::CONTENT_ENCODING) {
-        return failed(exchange, Reason::UpstreamMalformed).await;
-    }
-    let kind = content_type(&head.headers);
-    end_to_end(&mut head.headers);
-    match kind.as_str() {
-        "text/event-stream" if head.status.is_success() => {
-            head.headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-            Response::from_parts(head, stream::events(body, exchange))
-        }
-        "application/json" => document(head, body, exchange).await,
-        _ => opaque(head, body, exchange).await,
-    }
-}
-
-fn content_type(headers: &HeaderMap) -> String {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    value.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
-}
-
-async fn collect(exchange: &Exchange, body: Incoming) -> Result<Bytes, Reason> {
-    let limited = Limited::new(body, exchange.route().response_limits().size);
-    let timeout = Duration::from_secs(exchange.route().spec.limits.answer_timeout_secs.into());
-    match tokio::time::timeout(timeout, limited.collect()).await {
-        Err(_) => Err(Reason::UpstreamTimeout),
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-            Err(Reason::UpstreamTooLarge)
-        }
-        Ok(Err(_)) => Err(Reason::UpstreamUnavailable),
-    }
-}
-
-/// One JSON message.
-async fn document(
-    head: http::response::Parts,
-    body: Incoming,
-    mut exchange: Exchange,
-) -> Response<Body> {
-    let bytes = match collect(&exchange, body).await {
-        Ok(bytes) => bytes,
-        Err(reason) => return failed(exchange, reason).await,
-    };
-    if bytes.is_empty() {
-        return empty(head, exchange).await;
-    }
-    match exchange.release(bytes).await {
-        Ok(released) => match released.to_client {
-            Some(bytes) => {
-                // An error without an id ends the exchange too.
-                let result = if head.status.is_success() { Ended::Unknown } else { Ended::Failure };
-                exchange.conclude(result, None, Some(head.status.as_u16().into())).await;
-                boxed(Response::from_parts(head, Full::new(bytes)))
-            }
-            None => failed(exchange, Reason::ServerRequestDenied).await,
-        },
-        Err(reason) => failed(exchange, reason).await,
-    }
-}
-
-/// A response without a message: the acknowledgement of a notification, or an HTTP error.
-async fn opaque(head: http::response::Parts, body: Incoming, exchange: Exchange) -> Response<Body> {
-    let bytes = match collect(&exchange, body).await {
-        Ok(bytes) => bytes,
-        Err(reason) => return failed(exchange, reason).await,
-    };
-    if bytes.is_empty() {
-        return empty(head, exchange).await;
-    }
-    if head.status.is_success() {
-        // A result in a type that nobody can look into.
-        return failed(exchange, Reason::UpstreamMalformed).await;
-    }
-    let mut exchange = exchange;
-    exchange.conclude(Ended::Failure, None, Some(head.status.as_u16().into())).await;
-    boxed(Response::from_parts(head, Full::new(bytes)))
-}
-
-async fn empty(head: http::response::Parts, mut exchange: Exchange) -> Response<Body> {
-    let result = if head.status.is_success() { Ended::Success } else { Ended::Failure };
-    exchange.conclude(result, None, Some(head.status.as_u16().into())).await;
-    boxed(Response::from_parts(head, Full::new(Bytes::new())))
-}
-
 /// Opening the legacy stream (GET) or ending the legacy session (DELETE).
 async fn session_request(
     route: &Arc<Route>,
@@ -333,6 +241,13 @@ async fn session_request(
     method: &Method,
     headers: HeaderMap,
 ) -> Response<Body> {
+    let (resumes, version) = match (one(&headers, "last-event-id"), one(&headers, "mcp-protocol-version")) {
+        (Ok(resumes), Ok(version)) => (resumes.map(str::to_owned), version),
+        (Err(reason), _) | (_, Err(reason)) => {
+            return boxed(respond::http(respond::plain(respond::status_of(reason), reason)));
+        }
+    };
+    let era = version.and_then(Era::of_version).unwrap_or(Era::Legacy(LegacyVersion::ASSUMED));
     let action = Action {
         kind: ActionKind::Session,
         protocol: Protocol::Mcp,
@@ -352,7 +267,8 @@ async fn session_request(
         }
     };
     route.count(Verdict::Allow, permit.receipt().decision.reason);
-    let exchange = Exchange::listen(Arc::clone(route), caller, permit);
+    let resumes = resumes.map(Bytes::from);
+    let exchange = Exchange::listen(Arc::clone(route), caller, permit, era, resumes);
     let Some(target) = &route.target else {
         return failed(exchange, Reason::UpstreamUnavailable).await;
     };
@@ -399,7 +315,11 @@ pub(crate) async fn wait(route: &Arc<Route>, caller: &Caller, held: Held) -> Ste
     let patience = Duration::from_secs(route.spec.limits.hold_secs.into());
     metrics.held.inc();
     let waiting = scopeguard(|| metrics.held.dec());
-    let state = route.kernel().wait_for_approval(&held.approval, patience).await;
+    let state = tokio::select! {
+        state = route.kernel().wait_for_approval(&held.approval, patience) => state,
+        // It stays open; whoever comes back finds it.
+        () = route.shared.drain.cancelled() => aegis_core::approval::ApprovalState::Pending,
+    };
     drop(waiting);
     match state {
         aegis_core::approval::ApprovalState::Pending => Step::Hold(Box::new(held)),

@@ -13,6 +13,7 @@ pub mod inbound;
 pub mod metrics;
 pub mod pins;
 pub mod refusals;
+mod relay;
 pub mod respond;
 pub mod route;
 pub mod stdio;

@@ -119,7 +119,7 @@ pub const fn status_of(reason: Reason) -> StatusCode {
         Reason::Overloaded | Reason::Draining | Reason::RecordFailed => {
             StatusCode::SERVICE_UNAVAILABLE
         }
-        Reason::MalformedMessage => StatusCode::BAD_REQUEST,
+        Reason::MalformedMessage | Reason::HeaderMismatch => StatusCode::BAD_REQUEST,
         _ => StatusCode::FORBIDDEN,
     }
 }

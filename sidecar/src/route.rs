@@ -129,6 +129,12 @@ pub struct Key {
     pub id: Id,
 }
 
+impl Key {
+    fn is_of(&self, caller: &Caller) -> bool {
+        self.agent == caller.principal.id && self.session == caller.session
+    }
+}
+
 /// How many open questions, or parked exchanges, a route remembers.
 const MAX_OPEN: usize = 1_024;
 
@@ -416,13 +422,21 @@ impl Route {
         parked.take(key)
     }
 
+    /// What the calls redact whose stream is resumed after `event`.
+    #[must_use]
+    pub fn redactions_after(&self, caller: &Caller, event: &[u8]) -> Vec<regex::Regex> {
+        let parked = self.parked.lock();
+        let resumed = parked.map.iter().filter(|(key, exchange)| {
+            key.is_of(caller) && exchange.has_sent(event)
+        });
+        resumed.flat_map(|(_, exchange)| exchange.redactions().iter().cloned()).collect()
+    }
+
     /// A stream that resumed after `event` has sent another, from which the same calls can be
     /// resumed when it breaks too.
     pub fn resumed(&self, caller: &Caller, event: &[u8], another: &Bytes) {
         let mut parked = self.parked.lock();
-        let of_caller = parked.map.iter_mut().filter(|(key, _)| {
-            key.agent == caller.principal.id && key.session == caller.session
-        });
+        let of_caller = parked.map.iter_mut().filter(|(key, _)| key.is_of(caller));
         for (_, exchange) in of_caller.filter(|(_, exchange)| exchange.has_sent(event)) {
             exchange.remember(another.clone());
         }

@@ -3,7 +3,10 @@
 //! The wrapper writes to the server only what comes back for it, and to the client only what was
 //! released. It holds no policy and no key.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+};
 
 use aegis_api::frame::{self, Channel, Frame};
 use aegis_audit::entry::Outcome as Ended;
@@ -11,7 +14,7 @@ use aegis_core::decision::Reason;
 use aegis_kernel::Permit;
 use aegis_protocol::{
     jsonrpc::{Id, Message, RawMessage},
-    mcp::{ClientMessage, Transport, deny},
+    mcp::{ClientMessage, Era, LegacyVersion, Transport, deny},
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -35,8 +38,10 @@ const MAX_OPEN: usize = 1_024;
 struct Session {
     route: Arc<Route>,
     caller: Caller,
-    open: Mutex<HashMap<Id, Arc<tokio::sync::Mutex<Exchange>>>>,
-    /// Where messages go that belong to no open call: the last exchange that had no id.
+    /// The calls that await their answer.
+    open: Mutex<HashMap<Id, Exchange>>,
+    /// How the client speaks: a server answers in kind.
+    era: Mutex<Era>,
     out: mpsc::Sender<Frame>,
 }
 
@@ -49,7 +54,8 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(
     let (mut reader, mut writer) = tokio::io::split(stream);
     let (out, mut frames) = mpsc::channel::<Frame>(QUEUE);
     let drain = route.shared.drain.clone();
-    let session = Arc::new(Session { route, caller, open: Mutex::default(), out });
+    let era = Mutex::new(Era::Legacy(LegacyVersion::ASSUMED));
+    let session = Arc::new(Session { route, caller, open: Mutex::default(), era, out });
     let writing = async move {
         while let Some(frame) = frames.recv().await {
             if frame::write(&mut writer, frame.channel, &frame.payload).await.is_err() {
@@ -124,51 +130,52 @@ impl Session {
     async fn forward(&self, permit: Permit<ClientMessage>) {
         let (bytes, mut exchange) =
             Exchange::open(Arc::clone(&self.route), self.caller.clone(), permit);
-        match exchange.id().cloned() {
-            Some(id) => {
-                let exchange = Arc::new(tokio::sync::Mutex::new(exchange));
-                // A client that reuses an open id loses the first call's answer, as everywhere.
-                self.open.lock().insert(id, exchange);
+        *self.era.lock() = exchange.era();
+        let Some(id) = exchange.id().cloned() else {
+            exchange.conclude(Ended::Success, None, None).await;
+            return self.send(Channel::Server, bytes).await;
+        };
+        // An answer under an id that two calls share would be released as that of the wrong one.
+        let taken = match self.open.lock().entry(id) {
+            Entry::Vacant(entry) => {
+                entry.insert(exchange);
+                None
             }
-            None => exchange.conclude(Ended::Success, None, None).await,
+            Entry::Occupied(_) => Some(exchange),
+        };
+        match taken {
+            None => self.send(Channel::Server, bytes).await,
+            Some(exchange) => self.fail(exchange, Reason::MalformedMessage).await,
         }
-        self.send(Channel::Server, bytes).await;
     }
 
     /// One message of the server.
     async fn from_server(&self, bytes: Bytes) {
-        let id = match RawMessage::parse(bytes.clone(), self.route.response_limits()) {
-            Ok(RawMessage { message: Message::Response { id, .. }, .. }) => id,
-            Ok(_) => None,
+        let message = match RawMessage::parse(bytes.clone(), self.route.response_limits()) {
+            Ok(RawMessage { message, .. }) => message,
             Err(error) => {
                 tracing::warn!(server = self.route.name, %error, "the server's message is withheld");
                 return;
             }
         };
-        match id {
-            Some(id) => {
+        let exchange = match message {
+            Message::Response { id: Some(id), .. } => {
                 let Some(exchange) = self.open.lock().remove(&id) else {
                     tracing::warn!(server = self.route.name, "an answer to nothing is withheld");
                     return;
                 };
-                let mut exchange = exchange.lock().await;
-                self.release(&mut exchange, bytes).await;
+                exchange
             }
-            None => {
-                // Judged as part of any open call; without one, of the session itself.
-                let some = self.open.lock().values().next().cloned();
-                if let Some(exchange) = some {
-                    let mut exchange = exchange.lock().await;
-                    self.release(&mut exchange, bytes).await;
-                } else {
-                    let mut exchange = Exchange::idle(Arc::clone(&self.route), self.caller.clone());
-                    self.release(&mut exchange, bytes).await;
-                }
+            _ => {
+                let (era, open) = (*self.era.lock(), self.open.lock());
+                let (route, caller) = (Arc::clone(&self.route), self.caller.clone());
+                Exchange::shared(route, caller, era, open.values())
             }
-        }
+        };
+        self.release(exchange, bytes).await;
     }
 
-    async fn release(&self, exchange: &mut Exchange, bytes: Bytes) {
+    async fn release(&self, mut exchange: Exchange, bytes: Bytes) {
         match exchange.release(bytes).await {
             Ok(released) => {
                 if let Some(bytes) = released.to_client {
@@ -178,15 +185,18 @@ impl Session {
                     self.send(Channel::Server, bytes).await;
                 }
             }
+            Err(reason) if exchange.waits() => self.fail(exchange, reason).await,
             Err(reason) => {
-                let answer = respond::upstream_failed(exchange.id(), reason);
-                let waits = exchange.id().is_some();
-                exchange.conclude(Ended::Failure, Some(reason), None).await;
-                if waits {
-                    self.send(Channel::Client, answer.body).await;
-                }
+                tracing::warn!(server = self.route.name, %reason, "the server's message is withheld");
             }
         }
+    }
+
+    /// Ends a call that gets no answer of the server.
+    async fn fail(&self, mut exchange: Exchange, reason: Reason) {
+        let answer = respond::upstream_failed(exchange.id(), reason);
+        exchange.conclude(Ended::Failure, Some(reason), None).await;
+        self.send(Channel::Client, answer.body).await;
     }
 
     async fn refuse_unread(&self, bytes: &Bytes, reason: Reason) {

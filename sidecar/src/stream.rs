@@ -20,6 +20,7 @@ use crate::{
     exchange::Exchange,
     forward, inbound,
     inbound::Body,
+    relay::{content_type, relay},
     respond,
     route::{Caller, Held, Route, Step},
 };
@@ -61,6 +62,7 @@ enum Seen {
     Data(Bytes),
     End,
     Changed,
+    Drain,
 }
 
 impl Pump {
@@ -84,8 +86,15 @@ impl Pump {
                         None => self.exchange = Some(exchange),
                         Some(reason) => self.cut(exchange, reason).await,
                     },
-                    // The drop of the exchange, or a stream that resumes it, writes the outcome.
-                    Seen::End => park(exchange),
+                    // A stream that resumes it, or its drop, writes the outcome.
+                    Seen::End if exchange.key().is_some() => park(exchange),
+                    Seen::End if exchange.waits() => {
+                        self.cut(exchange, Reason::UpstreamUnavailable).await;
+                    }
+                    Seen::End => {
+                        exchange.conclude(Ended::Success, None, None).await;
+                    }
+                    Seen::Drain => self.cut(exchange, Reason::Draining).await,
                 },
                 Err(_) => self.cut(exchange, Reason::UpstreamTooLarge).await,
             }
@@ -93,7 +102,9 @@ impl Pump {
     }
 
     async fn wait(&mut self, exchange: &mut Exchange) -> Seen {
+        let (drain, endless) = (exchange.route().shared.drain.clone(), exchange.is_endless());
         tokio::select! {
+            () = drain.cancelled(), if endless => Seen::Drain,
             frame = self.upstream.frame() => match frame {
                 Some(Ok(frame)) => Seen::Data(frame.into_data().unwrap_or_default()),
                 Some(Err(_)) | None => Seen::End,
@@ -107,6 +118,9 @@ impl Pump {
         exchange: &mut Exchange,
         event: &sse::SseEvent,
     ) -> Result<(), Reason> {
+        if let Some(id) = event.field("id").filter(|id| !id.is_empty()) {
+            exchange.note_event(id);
+        }
         // Comments keep alive and priming events carry an id: both pass as they are.
         let Some(data) = event.data().filter(|data| !data.is_empty()) else {
             self.ready.push_back(event.raw().clone());
@@ -129,8 +143,8 @@ impl Pump {
 
     /// Ends a stream: the client is told why, the upstream is let go.
     async fn cut(&mut self, mut exchange: Exchange, reason: Reason) {
-        let answer = respond::upstream_failed(exchange.id(), reason);
-        if exchange.id().is_some() {
+        if exchange.waits() {
+            let answer = respond::upstream_failed(exchange.id(), reason);
             self.ready.push_back(sse::encode(&answer.body));
         }
         exchange.conclude(Ended::Failure, Some(reason), None).await;
@@ -191,15 +205,18 @@ async fn settled(
     };
     match forward::forward(&route, &caller, permit, headers).await {
         Ok((response, exchange)) => {
-            let streams = response
-                .headers()
-                .get(header::CONTENT_TYPE)
-                .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+            let encoded = response.headers().contains_key(header::CONTENT_ENCODING);
+            let streams = content_type(response.headers()) == "text/event-stream" && !encoded;
             if streams && response.status().is_success() {
                 return pump(response.into_body(), exchange);
             }
-            let body = inbound::relay(response, exchange).await.into_body();
+            // A response that is no message still needs an answer that is one.
+            let id = exchange.id().cloned();
+            let body = relay(response, exchange).await.into_body();
             let bytes = body.collect().await.map(|all| all.to_bytes()).unwrap_or_default();
+            if bytes.is_empty() {
+                return one(respond::upstream_failed(id.as_ref(), Reason::UpstreamMalformed));
+            }
             let event = sse::encode(&bytes);
             stream::once(async move { event }).boxed()
         }

@@ -87,7 +87,10 @@ pub(crate) async fn tail(args: TailArgs, cx: &Context) -> anyhow::Result<Outcome
     records.reverse();
     let mut last = records.last().map(|record| record.index);
     print(&records, cx.format)?;
-    while args.follow {
+    if !args.follow {
+        return Ok(Outcome::Done);
+    }
+    loop {
         tokio::time::sleep(PERIOD).await;
         let more =
             Filter { oldest_first: true, after: last, limit: Some(MAX_PAGE), ..Filter::default() };
@@ -95,7 +98,6 @@ pub(crate) async fn tail(args: TailArgs, cx: &Context) -> anyhow::Result<Outcome
         last = records.last().map(|record| record.index).or(last);
         print(&records, cx.format)?;
     }
-    Ok(Outcome::Done)
 }
 
 pub(crate) async fn query(args: QueryArgs, cx: &Context) -> anyhow::Result<Outcome> {
@@ -158,11 +160,10 @@ pub(crate) fn line(index: u64, entry: &Entry) -> String {
         format!("{index:>7}  {}  {:<18} {:<16}", entry.timestamp, entry.kind, entry.result);
     let agent = entry.agent_id.as_deref().map(|id| id.rsplit('/').next().unwrap_or(id));
     let what = entry.action_text("tool").or_else(|| entry.action_text("method"));
-    for part in [agent, entry.action_text("server"), what, entry.resource.as_deref()] {
-        if let Some(part) = part {
-            line.push(' ');
-            line.push_str(part);
-        }
+    let parts = [agent, entry.action_text("server"), what, entry.resource.as_deref()];
+    for part in parts.into_iter().flatten() {
+        line.push(' ');
+        line.push_str(part);
     }
     if let Some(reason) = &entry.reason {
         line.push_str(&format!("  ({reason})"));

@@ -1,9 +1,15 @@
 //! The real binary, as people and scripts meet it: what needs no daemon, and what reads a ledger
 //! over its socket.
 
+#[cfg(test)]
 mod daemon;
+#[cfg(test)]
 mod evidence;
+#[cfg(test)]
 mod fixture;
+#[cfg(test)]
 mod ledger;
+#[cfg(test)]
 mod policy;
+#[cfg(test)]
 mod usage;

@@ -1,0 +1,132 @@
+//! Relaying: what an upstream answers over HTTP goes to the client through its exchange, or not at
+//! all.
+//!
+//! A status passes, and so do the headers that belong to it: clients open a new session on 404 and
+//! ask for a token on 401. A body passes only if it is a message. Encodings, other types and
+//! redirects, which would lead the client past Aegis, are refused.
+
+use std::time::Duration;
+
+use aegis_audit::entry::Outcome as Ended;
+use aegis_core::decision::Reason;
+use aegis_protocol::jsonrpc::RawMessage;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, header, response::Parts};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+
+use crate::{
+    exchange::Exchange,
+    forward::end_to_end,
+    inbound::{Body, boxed},
+    respond, stream,
+};
+
+/// Tells the client that its message was forwarded in vain.
+pub(crate) async fn failed(mut exchange: Exchange, reason: Reason) -> Response<Body> {
+    let answer = respond::upstream_failed(exchange.id(), reason);
+    exchange.conclude(Ended::Failure, Some(reason), None).await;
+    boxed(respond::http(answer))
+}
+
+/// Releases an upstream's response.
+pub(crate) async fn relay(response: Response<Incoming>, exchange: Exchange) -> Response<Body> {
+    let (mut head, body) = response.into_parts();
+    if head.headers.contains_key(header::CONTENT_ENCODING)
+        || head.status.is_redirection()
+        || head.status.is_informational()
+    {
+        return failed(exchange, Reason::UpstreamMalformed).await;
+    }
+    let kind = content_type(&head.headers);
+    end_to_end(&mut head.headers);
+    if kind == "text/event-stream" && head.status.is_success() {
+        head.headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+        return Response::from_parts(head, stream::events(body, exchange));
+    }
+    let bytes = match collect(&exchange, body).await {
+        Ok(bytes) => bytes,
+        Err(reason) => return failed(exchange, reason).await,
+    };
+    if bytes.is_empty() {
+        return empty(head, exchange).await;
+    }
+    if kind == "application/json" && (head.status.is_success() || is_message(&exchange, &bytes)) {
+        return document(head, bytes, exchange).await;
+    }
+    if head.status.is_success() {
+        // A result in a type that nobody can look into.
+        return failed(exchange, Reason::UpstreamMalformed).await;
+    }
+    withheld(head, exchange).await
+}
+
+/// The essence of `Content-Type`, in lower case.
+pub(crate) fn content_type(headers: &HeaderMap) -> String {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    value.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// Reads a whole body; never judges a part of one.
+async fn collect(exchange: &Exchange, body: Incoming) -> Result<Bytes, Reason> {
+    let limited = Limited::new(body, exchange.route().response_limits().size);
+    let timeout = Duration::from_secs(exchange.route().spec.limits.answer_timeout_secs.into());
+    match tokio::time::timeout(timeout, limited.collect()).await {
+        Err(_) => Err(Reason::UpstreamTimeout),
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            Err(Reason::UpstreamTooLarge)
+        }
+        Ok(Err(_)) => Err(Reason::UpstreamUnavailable),
+    }
+}
+
+/// Whether it is one JSON-RPC message, or an error in the form of one with an `id` of null, which
+/// servers send for a lost session.
+fn is_message(exchange: &Exchange, bytes: &Bytes) -> bool {
+    RawMessage::parse(bytes.clone(), exchange.route().response_limits()).is_ok()
+}
+
+/// One JSON message.
+async fn document(head: Parts, bytes: Bytes, mut exchange: Exchange) -> Response<Body> {
+    match exchange.release(bytes).await {
+        Ok(released) => match released.to_client {
+            Some(bytes) => {
+                // An error without an id ends the exchange too.
+                let result = if head.status.is_success() { Ended::Unknown } else { Ended::Failure };
+                exchange.conclude(result, None, Some(head.status.as_u16().into())).await;
+                boxed(Response::from_parts(head, Full::new(bytes)))
+            }
+            None => failed(exchange, Reason::ServerRequestDenied).await,
+        },
+        Err(reason) => failed(exchange, reason).await,
+    }
+}
+
+/// A response without a message: the acknowledgement of a notification, or an HTTP error.
+async fn empty(head: Parts, mut exchange: Exchange) -> Response<Body> {
+    if head.status.is_success() && exchange.waits() {
+        return failed(exchange, Reason::UpstreamMalformed).await;
+    }
+    let result = if head.status.is_success() { Ended::Success } else { Ended::Failure };
+    exchange.conclude(result, None, Some(head.status.as_u16().into())).await;
+    boxed(Response::from_parts(head, Full::new(Bytes::new())))
+}
+
+/// An HTTP error whose body is no message: the status says enough, the body stays here.
+async fn withheld(mut head: Parts, mut exchange: Exchange) -> Response<Body> {
+    let status = Some(head.status.as_u16().into());
+    let body = match exchange.id() {
+        Some(_) => {
+            head.headers
+                .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            respond::upstream_failed(exchange.id(), Reason::UpstreamMalformed).body
+        }
+        None => {
+            head.headers.remove(header::CONTENT_TYPE);
+            Bytes::new()
+        }
+    };
+    exchange.conclude(Ended::Failure, Some(Reason::UpstreamMalformed), status).await;
+    boxed(Response::from_parts(head, Full::new(body)))
+}
