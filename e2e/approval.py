@@ -126,6 +126,13 @@ def main():
             expect("the approval is used up", [a["state"] for a in json.loads(domain.run("approvals", "list").stdout)] == ["consumed"])
             expect("a further retry waits again", asyncio.run(call(server, 3)) is None)
             expect("and has no effect", rows() == 1)
+            fold = pathlib.Path(__file__).with_name("trust_fold.py")
+            exported = subprocess.run([options.aegis, "audit", "export", "--jsonl"], capture_output=True, check=True).stdout
+            folded = subprocess.run([sys.executable, fold], input=exported, capture_output=True, check=True).stdout
+            told = {t["agent"]: {key: t[key] for key in ("a", "b", "score")}
+                    for t in json.loads(domain.run("trust", "show").stdout)}
+            expect(f"an independent fold of the exported entries gives the daemon's integers: {told}",
+                   told == json.loads(folded) and told)
             domain.kill()
             ledger = f"{os.environ['AEGIS_STATE']}/ledger.db"
             expect("the ledger verifies after both kills", domain.run("audit", "verify", "--database", ledger).returncode == 0)

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-PHASES=${AEGIS_PHASES:-setup format build lints nextest policies deny up}
+PHASES=${AEGIS_PHASES:-setup format build lints nextest doctests generated policies approval deny up}
 export AEGIS_CACHE=${AEGIS_CACHE:-$HOME/.cache/aegis}
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$AEGIS_CACHE/target}
 export PATH="$AEGIS_CACHE/bin:$PATH"
@@ -33,6 +33,20 @@ nextest() {
   cargo nextest run --workspace
 }
 policies() { "$CARGO_TARGET_DIR/debug/aegis" policy test policies; }
+doctests() { cargo test --quiet --doc -p aegis-kernel; }
+# What is generated from the sources is committed as it would be generated now.
+generated() {
+  local fresh
+  fresh=$(mktemp -d)
+  "$CARGO_TARGET_DIR/debug/aegis" reference "$fresh"
+  diff -ru docs/reference "$fresh" || { echo "docs/reference is not what the sources say; run \`make gen\`" >&2; return 1; }
+  rm -rf "$fresh"
+}
+# A stock client times out, the daemon is killed, the approval arrives, the client retries: once.
+approval() {
+  "$(./e2e/setup.sh where mcp-python)/bin/python" e2e/approval.py --aegis "$CARGO_TARGET_DIR/debug/aegis" \
+    --sqlite-server "$(./e2e/setup.sh where mcp-sqlite)/bin/mcp-server-sqlite"
+}
 deny() { cargo deny --log-level error check bans licenses sources; }
 # The quick start itself, as its reader runs it: without a terminal, and ended once it has shown all.
 up() { AEGIS_DEMO=once ./e2e/up.sh; }
@@ -42,7 +56,10 @@ phase format cargo fmt --all --check
 phase build build
 phase lints lints
 phase nextest nextest
+phase doctests doctests
+phase generated generated
 phase policies policies
+phase approval approval
 phase deny deny
 phase up up
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Folds audit entries into trust, independently of Aegis: an auditor's second opinion.
 
-    aegis audit export … | trust_fold.py [--critical]
+    aegis audit export --jsonl | trust_fold.py [--critical]
 
 Reads one entry per line, in log order, and prints {"agent": {"a": …, "b": …, "score": …}} with sorted
 names. `a` and `b` are the evidence for and against, in millionths of an observation; the score is the
@@ -117,10 +117,15 @@ def fold(entries):
     return agents, limits
 
 
+def entry_of(line):
+    """`aegis audit export --jsonl` wraps each entry with its index and leaf hash."""
+    return line.get("entry", line)
+
+
 def main(arguments):
     if set(arguments) - {"--critical"}:
         sys.exit(__doc__)
-    agents, limits = fold(json.loads(line) for line in sys.stdin if line.strip())
+    agents, limits = fold(entry_of(json.loads(line)) for line in sys.stdin if line.strip())
     shown = {name: {"a": p.a, "b": p.b, "score": p.score()} for name, p in agents.items()}
     for name, posterior in agents.items() if "--critical" in arguments else ():
         below = posterior.below(limits["criticalScore"])

@@ -21,7 +21,7 @@ use daemon::Daemon;
 /// stays up until Ctrl-C. Changed policies take effect by themselves.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Example:\n  aegis init aegis.d && aegis up --config aegis.d")]
-pub struct Args {
+pub(crate) struct Args {
     /// The folder with the resources (YAML)
     #[arg(long, env = "AEGIS_CONFIG", default_value = "aegis.d")]
     config: PathBuf,
@@ -41,6 +41,9 @@ pub struct Args {
     /// Where /metrics, /healthz and /readyz are served; port 0 picks one
     #[arg(long, env = "AEGIS_ADMIN", default_value = "127.0.0.1:7100")]
     admin: SocketAddr,
+    /// How long one evaluation of a policy may take before it denies. Milliseconds of wall time
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    policy_budget_ms: u64,
     /// How log lines look
     #[arg(long, env = "AEGIS_LOG_FORMAT", value_enum, default_value_t = Logs::Text)]
     log_format: Logs,
@@ -51,7 +54,7 @@ pub struct Args {
 
 /// How far a record is before its action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum AuditMode {
+pub(crate) enum AuditMode {
     /// On disk before the action.
     Strict,
     /// On disk before the answer.
@@ -62,7 +65,7 @@ pub enum AuditMode {
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Logs {
+pub(crate) enum Logs {
     /// For people.
     Text,
     /// One JSON object a line.
@@ -70,7 +73,7 @@ pub enum Logs {
 }
 
 /// Runs the daemon until it is told to end.
-pub async fn run(args: Args) -> anyhow::Result<()> {
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     aegis_runtime::init_logs(match args.log_format {
         Logs::Text => LogFormat::Text,
         Logs::Json => LogFormat::Json,

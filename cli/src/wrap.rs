@@ -29,8 +29,10 @@ const GRACE: std::time::Duration = std::time::Duration::from_secs(2);
 ///
 /// Put this in front of the server's command in your client's configuration.
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "Example:\n  aegis wrap --server files -- npx -y @modelcontextprotocol/server-filesystem /srv/data")]
-pub struct Args {
+#[command(
+    after_help = "Example:\n  aegis wrap --server files -- npx -y @modelcontextprotocol/server-filesystem /srv/data"
+)]
+pub(crate) struct Args {
     /// The name under which policies know this server. Default: the command's file name
     #[arg(long)]
     server: Option<String>,
@@ -43,10 +45,13 @@ pub struct Args {
 }
 
 /// Runs the command until it or the client ends, and returns its exit code.
-pub async fn run(args: Args, client: &Client) -> anyhow::Result<i32> {
-    let (program, arguments) = args.command.split_first().context("there is no command after `--`")?;
+pub(crate) async fn run(args: Args, client: &Client) -> anyhow::Result<i32> {
+    let (program, arguments) =
+        args.command.split_first().context("there is no command after `--`")?;
     let server = args.server.clone().unwrap_or_else(|| {
-        std::path::Path::new(program).file_name().map_or_else(|| program.clone(), |name| name.to_string_lossy().into_owned())
+        std::path::Path::new(program)
+            .file_name()
+            .map_or_else(|| program.clone(), |name| name.to_string_lossy().into_owned())
     });
     let hello = WrapHello { server, namespace: Some(args.namespace.clone()) };
     let stream = client.wrap(&hello).await?;
@@ -94,7 +99,10 @@ async fn stop(child: &mut Child) -> anyhow::Result<i32> {
         return Ok(status?.code().unwrap_or(0));
     }
     if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(pid),
+            nix::sys::signal::Signal::SIGTERM,
+        );
     }
     if let Ok(status) = tokio::time::timeout(GRACE, child.wait()).await {
         return Ok(status?.code().unwrap_or(143));
@@ -142,7 +150,10 @@ async fn write_frames(mut to: impl AsyncWrite + Unpin, mut frames: mpsc::Receive
 }
 
 /// What the daemon released goes where it belongs.
-async fn pass(mut from: impl AsyncRead + Unpin, mut server: impl AsyncWrite + Unpin) -> std::io::Result<()> {
+async fn pass(
+    mut from: impl AsyncRead + Unpin,
+    mut server: impl AsyncWrite + Unpin,
+) -> std::io::Result<()> {
     let mut client = tokio::io::stdout();
     while let Some(frame) = frame::read(&mut from).await? {
         let line = stdio::encode(&frame.payload);

@@ -135,11 +135,9 @@ impl Exchange {
     ) -> Self {
         let action = server_request(&route.name, "", Value::Null);
         let mut shared = Self::new(route, caller, action, era, None);
-        let mut calls = 0;
-        for call in open {
-            calls += 1;
+        for (before, call) in open.enumerate() {
             shared.redactions.extend_from_slice(&call.redactions);
-            shared.within = call.within().filter(|_| calls == 1).map(str::to_owned);
+            shared.within = call.within().filter(|_| before == 0).map(str::to_owned);
         }
         shared
     }
@@ -242,11 +240,7 @@ impl Exchange {
     }
 
     fn key_of(&self, id: Id) -> Key {
-        Key {
-            agent: self.caller.principal.id.clone(),
-            session: self.caller.session.clone(),
-            id,
-        }
+        Key { agent: self.caller.principal.id.clone(), session: self.caller.session.clone(), id }
     }
 
     /// Remembers the id of an event that the client gets, from which it may resume.
@@ -316,12 +310,12 @@ impl Exchange {
         }
         self.changes.mark_unchanged();
         let limits = self.route.response_limits();
-        let message = match mcp::server::parse_server(&self.route.name, self.era, bytes.clone(), limits)
-        {
-            Ok(message) => message,
-            Err(ServerError::MethodUnknown) => return Ok(self.unknown(bytes)),
-            Err(error) => return Err(error.reason()),
-        };
+        let message =
+            match mcp::server::parse_server(&self.route.name, self.era, bytes.clone(), limits) {
+                Ok(message) => message,
+                Err(ServerError::MethodUnknown) => return Ok(self.unknown(bytes)),
+                Err(error) => return Err(error.reason()),
+            };
         let ServerMessage { bytes, kind } = message;
         let released = match kind {
             ServerKind::Notification { method: _, params } => {

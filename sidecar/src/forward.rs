@@ -236,17 +236,19 @@ fn tls(spec: &AgentUpstreamSpec) -> Result<rustls::ClientConfig, String> {
     https_client_config(&roots).map_err(|error| format!("`spec.roots`: {error}"))
 }
 
+/// Whether TLS failed. An I/O error's `source` skips the error that it wraps, which is looked at
+/// itself.
 fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        let tls = error
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::get_ref)
-            .is_some_and(|inner| inner.is::<rustls::Error>());
-        if tls || error.is::<rustls::Error>() {
+        if error.is::<rustls::Error>() {
             return true;
         }
-        cause = error.source();
+        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        cause = match wrapped {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
     }
     false
 }

@@ -116,7 +116,9 @@ async fn answer(
     let Some(principal) = registered else { return refuse(Reason::IdentityUnknown) };
     let session = match one(request.headers(), SESSION) {
         Ok(session) => session.map(str::to_owned),
-        Err(reason) => return boxed(respond::http(respond::plain(respond::status_of(reason), reason))),
+        Err(reason) => {
+            return boxed(respond::http(respond::plain(respond::status_of(reason), reason)));
+        }
     };
     let caller = Caller { principal, session };
     if route.target.as_ref().is_none_or(|target| target.path() != request.uri().path()) {
@@ -196,7 +198,7 @@ async fn post(
         }
     };
     match route.govern(&caller, Transport::Http(&headers), bytes).await {
-        Step::Forward(permit) => exchange(route, &caller, permit, headers).await,
+        Step::Forward(permit) => exchange(route, &caller, *permit, headers).await,
         Step::Answer { answer, .. } => boxed(respond::http(answer)),
         Step::Hold(held) => hold(route, caller, *held, headers).await,
     }
@@ -241,12 +243,13 @@ async fn session_request(
     method: &Method,
     headers: HeaderMap,
 ) -> Response<Body> {
-    let (resumes, version) = match (one(&headers, "last-event-id"), one(&headers, "mcp-protocol-version")) {
-        (Ok(resumes), Ok(version)) => (resumes.map(str::to_owned), version),
-        (Err(reason), _) | (_, Err(reason)) => {
-            return boxed(respond::http(respond::plain(respond::status_of(reason), reason)));
-        }
-    };
+    let (resumes, version) =
+        match (one(&headers, "last-event-id"), one(&headers, "mcp-protocol-version")) {
+            (Ok(resumes), Ok(version)) => (resumes.map(str::to_owned), version),
+            (Err(reason), _) | (_, Err(reason)) => {
+                return boxed(respond::http(respond::plain(respond::status_of(reason), reason)));
+            }
+        };
     let era = version.and_then(Era::of_version).unwrap_or(Era::Legacy(LegacyVersion::ASSUMED));
     let action = Action {
         kind: ActionKind::Session,
@@ -300,7 +303,7 @@ async fn hold(
         return response;
     }
     match wait(route, &caller, held).await {
-        Step::Forward(permit) => exchange(route, &caller, permit, headers).await,
+        Step::Forward(permit) => exchange(route, &caller, *permit, headers).await,
         Step::Answer { answer, .. } => boxed(respond::http(answer)),
         Step::Hold(held) => {
             boxed(respond::http(respond::still_pending(&held.message, &held.approval, &held.text)))

@@ -2,9 +2,9 @@
 //! and only then forwarded.
 //!
 //! The walk of one exchange: [`inbound`] accepts and reads one message; [`route`] parses it, asks
-//! the kernel and holds what waits for a human; [`forward`] sends what the permit owns; every
-//! event of the answer leaves through [`exchange`]; [`respond`] alone turns a reason into words of
-//! the protocol. [`stdio`] walks the same path for a wrapped command.
+//! the kernel and holds what waits for a human; [`forward`] sends what the permit owns; `relay` and
+//! `stream` take the answer, every event of which leaves through [`exchange`]; [`respond`] alone turns
+//! a reason into words of the protocol. [`stdio`] walks the same path for a wrapped command.
 
 pub mod attest;
 pub mod exchange;

@@ -118,8 +118,7 @@ async fn withheld(mut head: Parts, mut exchange: Exchange) -> Response<Body> {
     let status = Some(head.status.as_u16().into());
     let body = match exchange.id() {
         Some(_) => {
-            head.headers
-                .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             respond::upstream_failed(exchange.id(), Reason::UpstreamMalformed).body
         }
         None => {

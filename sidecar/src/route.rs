@@ -95,7 +95,7 @@ pub struct Caller {
 #[derive(Debug)]
 pub enum Step {
     /// It may go.
-    Forward(Permit<ClientMessage>),
+    Forward(Box<Permit<ClientMessage>>),
     /// It is answered here. `one_way` messages get no answer on stdio.
     Answer {
         /// The answer.
@@ -283,7 +283,7 @@ impl Route {
         match decided {
             Ok(permit) => {
                 self.count(Verdict::Allow, permit.receipt().decision.reason);
-                Step::Forward(permit)
+                Step::Forward(Box::new(permit))
             }
             Err(refusal) => {
                 self.count(refusal.decision.verdict, refusal.decision.reason);
@@ -386,8 +386,7 @@ impl Route {
             let action = server_request(&self.name, method.as_str(), arguments);
             kernel.may_list(&self.context(caller).about(&action))
         };
-        let elicit =
-            |mode: &str| may(ServerMethod::Elicit, serde_json::json!({ "mode": mode }));
+        let elicit = |mode: &str| may(ServerMethod::Elicit, serde_json::json!({ "mode": mode }));
         let allowed = Allowed {
             sampling: may(ServerMethod::CreateMessage, serde_json::Value::Null),
             elicitation_form: elicit("form"),
@@ -426,9 +425,10 @@ impl Route {
     #[must_use]
     pub fn redactions_after(&self, caller: &Caller, event: &[u8]) -> Vec<regex::Regex> {
         let parked = self.parked.lock();
-        let resumed = parked.map.iter().filter(|(key, exchange)| {
-            key.is_of(caller) && exchange.has_sent(event)
-        });
+        let resumed = parked
+            .map
+            .iter()
+            .filter(|(key, exchange)| key.is_of(caller) && exchange.has_sent(event));
         resumed.flat_map(|(_, exchange)| exchange.redactions().iter().cloned()).collect()
     }
 

@@ -72,14 +72,14 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(
             };
             match frame {
                 Ok(Some(Frame { channel: Channel::Client, payload })) => {
-                    if let Some(held) = session.from_client(Bytes::from(payload)).await {
+                    if let Some(held) = session.take_from_client(Bytes::from(payload)).await {
                         // A held call must not hold the ones behind it.
                         let session = Arc::clone(&session);
                         tasks.spawn(async move { session.wait(held).await });
                     }
                 }
                 Ok(Some(Frame { channel: Channel::Server, payload })) => {
-                    session.from_server(Bytes::from(payload)).await;
+                    session.take_from_server(Bytes::from(payload)).await;
                 }
                 Ok(Some(_)) => {}
                 Ok(None) => break,
@@ -99,13 +99,13 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(
 
 impl Session {
     /// One message of the client. A call that waits for a human comes back.
-    async fn from_client(&self, bytes: Bytes) -> Option<Held> {
+    async fn take_from_client(&self, bytes: Bytes) -> Option<Held> {
         if self.open.lock().len() >= MAX_OPEN {
             self.refuse_unread(&bytes, Reason::Overloaded).await;
             return None;
         }
         match self.route.govern(&self.caller, Transport::Stdio, bytes).await {
-            Step::Forward(permit) => self.forward(permit).await,
+            Step::Forward(permit) => self.forward(*permit).await,
             Step::Answer { answer, one_way: false } => {
                 self.send(Channel::Client, answer.body).await
             }
@@ -117,7 +117,7 @@ impl Session {
 
     async fn wait(&self, held: Held) {
         match inbound::wait(&self.route, &self.caller, held).await {
-            Step::Forward(permit) => self.forward(permit).await,
+            Step::Forward(permit) => self.forward(*permit).await,
             Step::Answer { answer, .. } => self.send(Channel::Client, answer.body).await,
             Step::Hold(held) => {
                 let answer = respond::still_pending(&held.message, &held.approval, &held.text);
@@ -150,7 +150,7 @@ impl Session {
     }
 
     /// One message of the server.
-    async fn from_server(&self, bytes: Bytes) {
+    async fn take_from_server(&self, bytes: Bytes) {
         let message = match RawMessage::parse(bytes.clone(), self.route.response_limits()) {
             Ok(RawMessage { message, .. }) => message,
             Err(error) => {

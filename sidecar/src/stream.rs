@@ -197,7 +197,7 @@ async fn settled(
         stream::once(async move { event }).boxed()
     };
     let permit = match inbound::wait(&route, &caller, held).await {
-        Step::Forward(permit) => permit,
+        Step::Forward(permit) => *permit,
         Step::Answer { answer, .. } => return one(answer),
         Step::Hold(held) => {
             return one(respond::still_pending(&held.message, &held.approval, &held.text));

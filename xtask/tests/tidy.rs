@@ -13,8 +13,8 @@ use xtask::{edges, root, table};
 fn level(name: &str) -> u8 {
     match name {
         "aegis-core" | "aegis-runtime" => 0,
-        "aegis-policy" | "aegis-audit" | "aegis-identity" | "aegis-protocol" | "aegis-resources"
-        | "aegis-api" => 1,
+        "aegis-policy" | "aegis-audit" | "aegis-identity" | "aegis-protocol"
+        | "aegis-resources" | "aegis-api" => 1,
         "aegis-kernel" => 2,
         "aegis-sidecar" | "aegis-ca" | "aegis-ledger" => 3,
         "aegis" => 4,
@@ -69,7 +69,9 @@ fn core_is_pure() {
     for framework in ["tokio", "hyper", "kube", "sqlx", "rustls", "rand"] {
         assert!(!dependencies.contains(framework), "aegis-core must not depend on {framework}");
     }
-    for file in sources().iter().filter(|file| file.starts_with(root().join("crates/aegis-core/src"))) {
+    for file in
+        sources().iter().filter(|file| file.starts_with(root().join("crates/aegis-core/src")))
+    {
         let text = fs::read_to_string(file).unwrap();
         for forbidden in ["std::fs", "std::env", "std::net", "SystemTime", "Instant::now"] {
             assert!(!text.contains(forbidden), "{}: core must not use {forbidden}", file.display());
@@ -82,7 +84,11 @@ fn every_file_says_what_it_is() {
     for file in sources() {
         let text = fs::read_to_string(&file).unwrap();
         let first = text.lines().find(|line| !line.starts_with("#!")).unwrap_or_default();
-        assert!(first.starts_with("//!") || first.starts_with("// @generated"), "{} has no `//!`", file.display());
+        assert!(
+            first.starts_with("//!") || first.starts_with("// @generated"),
+            "{} has no `//!`",
+            file.display()
+        );
     }
 }
 
@@ -102,14 +108,27 @@ fn one_decision_and_one_score() {
     let mut found: BTreeMap<String, PathBuf> = BTreeMap::new();
     for file in sources() {
         let text = fs::read_to_string(&file).unwrap();
-        for line in text.lines().filter(|line| line.starts_with("pub struct ") || line.starts_with("pub enum ")) {
-            let name: String = line.split_whitespace().nth(2).unwrap_or_default().chars().take_while(|c| c.is_alphanumeric()).collect();
+        for line in text
+            .lines()
+            .filter(|line| line.starts_with("pub struct ") || line.starts_with("pub enum "))
+        {
+            let name: String = line
+                .split_whitespace()
+                .nth(2)
+                .unwrap_or_default()
+                .chars()
+                .take_while(|c| c.is_alphanumeric())
+                .collect();
             if name.ends_with("Decision") || name.ends_with("Score") {
                 found.insert(name, file.clone());
             }
         }
     }
-    assert_eq!(found.keys().map(String::as_str).collect::<Vec<_>>(), ["Decision", "TrustScore"], "{found:?}");
+    assert_eq!(
+        found.keys().map(String::as_str).collect::<Vec<_>>(),
+        ["Decision", "TrustScore"],
+        "{found:?}"
+    );
 }
 
 #[test]
@@ -131,9 +150,20 @@ fn paths_that_documents_name_exist() {
         for quoted in text.split('`').skip(1).step_by(2) {
             let looks_like_a_path = quoted.contains('/')
                 && !quoted.contains([' ', '*', '<', '{', '$', ':', '~', '…'])
-                && ["crates/", "sidecar/", "ca/", "ledger/", "cli/", "e2e/", "docs/", "policies/", "bench/", "fuzz/"]
-                    .iter()
-                    .any(|folder| quoted.starts_with(folder));
+                && [
+                    "crates/",
+                    "sidecar/",
+                    "ca/",
+                    "ledger/",
+                    "cli/",
+                    "e2e/",
+                    "docs/",
+                    "policies/",
+                    "bench/",
+                    "fuzz/",
+                ]
+                .iter()
+                .any(|folder| quoted.starts_with(folder));
             if looks_like_a_path {
                 assert!(Path::new(&root().join(quoted)).exists(), "{document} names `{quoted}`");
             }

@@ -136,12 +136,13 @@ fn encoded(address: SocketAddr) -> String {
 fn holders_of(inode: u64) -> Vec<i32> {
     let name = format!("socket:[{inode}]");
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let pids =
+        processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|pid| {
         let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
-        descriptors
-            .flatten()
-            .any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target.as_os_str() == name.as_str()))
+        descriptors.flatten().any(|fd| {
+            fs::read_link(fd.path()).is_ok_and(|target| target.as_os_str() == name.as_str())
+        })
     })
     .collect()
 }
@@ -171,7 +172,8 @@ mod tests {
         let attest = LocalAttest::default();
         assert_eq!(attest.tcp(local, remote), Err(Reason::IdentityUnknown));
         let id: AgentId = "spiffe://acme.example/ns/a/sa/b/agent/c".parse().unwrap();
-        let uid = fs::metadata("/proc/self").map(|m| std::os::unix::fs::MetadataExt::uid(&m)).unwrap();
+        let uid =
+            fs::metadata("/proc/self").map(|m| std::os::unix::fs::MetadataExt::uid(&m)).unwrap();
         attest.register(vec![Registration {
             id: id.clone(),
             sponsor: "ada@acme.example".parse().unwrap(),

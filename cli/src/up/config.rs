@@ -9,7 +9,7 @@ use aegis_policy::{Policy, PolicyId};
 use aegis_resources::{AgentIdentitySpec, AgentUpstreamSpec, Resource, Resources, load_folder};
 
 /// What a folder says, ready for use.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Configuration {
     /// The policies.
     pub policies: Vec<Policy>,
@@ -21,15 +21,51 @@ pub(super) struct Configuration {
     pub upstreams: BTreeMap<(String, String), AgentUpstreamSpec>,
     /// What could not be read, one sentence each.
     pub problems: Vec<String>,
+    /// Whether there are documents that could not be read: what they said before still holds.
+    pub incomplete: bool,
+    /// Whether it sets thresholds of its own.
+    pub has_thresholds: bool,
 }
 
 impl Configuration {
     /// Reads `folder`. A broken document is a problem to be told; it never hides the others.
     pub(super) fn read(folder: &Path, trust_domain: &TrustDomain) -> anyhow::Result<Self> {
         let (resources, errors) = load_folder(folder)?;
-        let mut read = Self { problems: errors.iter().map(ToString::to_string).collect(), ..Self::default() };
+        let problems = errors.iter().map(ToString::to_string).collect();
+        let mut read = Self { problems, incomplete: !errors.is_empty(), ..Self::default() };
         read.take(resources, trust_domain);
         Ok(read)
+    }
+
+    /// While a document cannot be read, nobody knows what it is about: whatever was in force and is
+    /// missing now stays in force. A slip of the pen never removes protection.
+    pub(super) fn keep_missing(&mut self, before: &Self) {
+        if !self.incomplete {
+            return;
+        }
+        for policy in &before.policies {
+            if !self.policies.iter().any(|known| known.id == policy.id) {
+                self.problems.push(format!(
+                    "policy {} is missing or unreadable; its last version stays in force",
+                    policy.id
+                ));
+                self.policies.push(policy.clone());
+            }
+        }
+        for (id, registration) in before.state.registry.agents() {
+            if self.state.registry.find(id).is_none() {
+                self.state.registry.insert(id.clone(), registration.clone());
+            }
+        }
+        for registration in &before.registrations {
+            if !self.registrations.iter().any(|known| known.id == registration.id) {
+                self.registrations.push(registration.clone());
+            }
+        }
+        if !self.has_thresholds {
+            self.state.thresholds = before.state.thresholds.clone();
+            self.has_thresholds = before.has_thresholds;
+        }
     }
 
     fn take(&mut self, resources: Resources, trust_domain: &TrustDomain) {
@@ -41,7 +77,10 @@ impl Configuration {
             let id = PolicyId::cluster(policy.metadata.name.clone());
             self.policies.push(Policy { id, spec: policy.spec });
         }
-        self.state.thresholds = self.thresholds(&resources.cluster_thresholds, &resources.thresholds);
+        self.has_thresholds =
+            !resources.cluster_thresholds.is_empty() || !resources.thresholds.is_empty();
+        self.state.thresholds =
+            self.thresholds(&resources.cluster_thresholds, &resources.thresholds);
         let mut registry = Registry::default();
         for identity in &resources.identities {
             match agent_id(identity, trust_domain) {
@@ -79,14 +118,20 @@ impl Configuration {
     }
 }
 
-fn agent_id(identity: &Resource<AgentIdentitySpec>, trust_domain: &TrustDomain) -> Result<AgentId, String> {
+fn agent_id(
+    identity: &Resource<AgentIdentitySpec>,
+    trust_domain: &TrustDomain,
+) -> Result<AgentId, String> {
     trust_domain
         .agent(identity.namespace(), &identity.spec.service_account, &identity.metadata.name)
         .map_err(|error| format!("AgentIdentity `{}`: {error}", identity.metadata.name))
 }
 
 fn registration(spec: &AgentIdentitySpec) -> Registration {
-    Registration { sponsor: spec.sponsor.clone(), capabilities: Arc::from(spec.capabilities.clone()) }
+    Registration {
+        sponsor: spec.sponsor.clone(),
+        capabilities: Arc::from(spec.capabilities.clone()),
+    }
 }
 
 fn ca_registration(id: AgentId, spec: &AgentIdentitySpec) -> CaRegistration {
@@ -104,5 +149,44 @@ fn ca_registration(id: AgentId, spec: &AgentIdentitySpec) -> CaRegistration {
         capabilities: spec.capabilities.iter().map(ToString::to_string).collect(),
         selectors: selectors.into_iter().flatten().collect(),
         ttl: Some(std::time::Duration::from_secs(spec.svid_ttl_seconds.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DENY: &str = "apiVersion: aegis.dev/v1alpha1\nkind: AgentPolicy\nmetadata: {name: never}\nspec: {rules: [{name: no, effect: deny}]}\n";
+    const IDENTITY: &str = "apiVersion: aegis.dev/v1alpha1\nkind: AgentIdentity\nmetadata: {name: a}\nspec: {sponsor: ada@acme.example, selector: {unix: {uid: 1}}}\n";
+    const STRICT: &str = "apiVersion: aegis.dev/v1alpha1\nkind: ClusterTrustThreshold\nmetadata: {name: t}\nspec: {tMin: 990}\n";
+
+    fn read(files: &[(&str, &str)]) -> Configuration {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        Configuration::read(folder.path(), &"acme.example".parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_document_that_cannot_be_read_removes_nothing() {
+        let before = read(&[("p.yaml", DENY), ("i.yaml", IDENTITY), ("t.yaml", STRICT)]);
+        let broken = DENY.replace("effect", "efect");
+        let mut after = read(&[("p.yaml", &broken), ("i.yaml", "nonsense"), ("t.yaml", "a: [")]);
+        assert!(after.policies.is_empty() && after.registrations.is_empty());
+        after.keep_missing(&before);
+        assert_eq!(after.policies, before.policies);
+        assert_eq!(after.registrations, before.registrations);
+        assert_eq!(after.state.registry.agents().count(), 1);
+        assert_eq!(after.state.thresholds.base.t_min.get(), 990);
+    }
+
+    #[test]
+    fn what_is_taken_away_in_order_is_gone() {
+        let before = read(&[("p.yaml", DENY), ("i.yaml", IDENTITY)]);
+        let mut after = read(&[("i.yaml", IDENTITY)]);
+        after.keep_missing(&before);
+        assert!(after.policies.is_empty());
+        assert_eq!(after.registrations.len(), 1);
     }
 }

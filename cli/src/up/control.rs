@@ -4,8 +4,8 @@ use std::{path::Path, sync::Arc};
 
 use aegis_api::control::{
     ActionQuestion, AgentOrder, AgentStatus, ApprovalView, Done, Explanation, LedgerStatus, Order,
-    PinRequest, PolicyStatus, Problem, Status, ToolView, TrustAdjustment, TrustView, UpstreamStatus,
-    VoteRequest, VoteView, WrapHello,
+    PinRequest, PolicyStatus, Problem, Status, ToolView, TrustAdjustment, TrustView,
+    UpstreamStatus, VoteRequest, VoteView, WrapHello,
 };
 use aegis_audit::{Draft, Kind, Outcome};
 use aegis_core::{
@@ -21,7 +21,9 @@ use aegis_sidecar::{Attest as _, Attested, route::Caller};
 use anyhow::Context as _;
 use axum::{
     Json, Router,
-    extract::{ConnectInfo, DefaultBodyLimit, Path as UrlPath, Request, State, connect_info::Connected},
+    extract::{
+        ConnectInfo, DefaultBodyLimit, Path as UrlPath, Request, State, connect_info::Connected,
+    },
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -175,8 +177,12 @@ async fn status(State(daemon): Shared) -> Answer<Status> {
 async fn read_status(daemon: &Daemon) -> Result<Status, Failure> {
     let kernel = &daemon.kernel;
     let state = kernel.state();
-    let upstreams: Vec<UpstreamStatus> =
-        daemon.routes.lock().iter().map(|(key, listening)| upstream_status(key, listening)).collect();
+    let upstreams: Vec<UpstreamStatus> = daemon
+        .routes
+        .lock()
+        .iter()
+        .map(|(key, listening)| upstream_status(key, listening))
+        .collect();
     let agents = state.registry.agents().map(|(id, registration)| {
         let (trust, _) = kernel.trust(id);
         let thresholds = state.thresholds.of(id.namespace());
@@ -223,7 +229,8 @@ fn upstream_status(key: &(String, String), listening: &super::daemon::Listening)
             (Some(address), Some(target)) => format!("http://{address}{}", target.path()),
             _ => format!("aegis wrap --server {} -- COMMAND", key.1),
         },
-        target: target.map_or_else(|| "a wrapped command".into(), aegis_sidecar::forward::Target::url),
+        target: target
+            .map_or_else(|| "a wrapped command".into(), aegis_sidecar::forward::Target::url),
         pinned: tools.iter().filter(|(_, tool)| !tool.is_quarantined()).count(),
         quarantined: tools.iter().filter(|(_, tool)| tool.is_quarantined()).count(),
     }
@@ -347,11 +354,16 @@ async fn vote(
                 return Err(Failure(StatusCode::CONFLICT, "no second factor is enrolled; run `aegis approvals enroll` as the daemon's user".into()));
             };
             if !totp.verify(code, at) {
-                return Err(Failure(StatusCode::FORBIDDEN, "the code is not valid now, or was used before; wait for the next one".into()));
+                return Err(Failure(
+                    StatusCode::FORBIDDEN,
+                    "the code is not valid now, or was used before; wait for the next one".into(),
+                ));
             }
             Factor::Totp
         }
-        None if asker.uid.is_some() && !daemon.attest.uids().contains(&asker.uid) => Factor::Account,
+        None if asker.uid.is_some() && !daemon.attest.uids().contains(&asker.uid) => {
+            Factor::Account
+        }
         None => Factor::None,
     };
     let approver = approver(&asker)?;
@@ -362,7 +374,11 @@ async fn vote(
 
 /// A caller that is recognised as an agent by more than its user is that agent, and no agent
 /// answers for an approval.
-fn refuse_the_agent_itself(daemon: &Daemon, asker: &Asker, requester: &AgentId) -> Result<(), Failure> {
+fn refuse_the_agent_itself(
+    daemon: &Daemon,
+    asker: &Asker,
+    requester: &AgentId,
+) -> Result<(), Failure> {
     let Ok(attested) = &asker.attested else { return Ok(()) };
     if attested.id == *requester && daemon.attest.is_specific(&attested.id) {
         let message = "an agent cannot answer its own request; let a person do it".to_owned();
@@ -426,12 +442,18 @@ async fn adjust_trust(
 
 fn require_reason(reason: &str) -> Result<(), Failure> {
     if reason.trim().is_empty() {
-        return Err(Failure(StatusCode::BAD_REQUEST, "say why with --reason; it is recorded".into()));
+        return Err(Failure(
+            StatusCode::BAD_REQUEST,
+            "say why with --reason; it is recorded".into(),
+        ));
     }
     Ok(())
 }
 
-async fn explain_action(State(daemon): Shared, Json(question): Json<ActionQuestion>) -> Answer<Explanation> {
+async fn explain_action(
+    State(daemon): Shared,
+    Json(question): Json<ActionQuestion>,
+) -> Answer<Explanation> {
     let state = daemon.kernel.state();
     let agent = match question.agent {
         Some(agent) => agent,
@@ -439,20 +461,30 @@ async fn explain_action(State(daemon): Shared, Json(question): Json<ActionQuesti
             let mut agents = state.registry.agents();
             match (agents.next(), agents.next()) {
                 (Some((only, _)), None) => only.clone(),
-                _ => return Err(Failure(StatusCode::BAD_REQUEST, "there is not exactly one agent; name one with --agent".into())),
+                _ => {
+                    return Err(Failure(
+                        StatusCode::BAD_REQUEST,
+                        "there is not exactly one agent; name one with --agent".into(),
+                    ));
+                }
             }
         }
     };
     let not_after = now().plus(std::time::Duration::from_secs(60));
     let Some(principal) = state.registry.principal(&agent, not_after) else {
-        return Err(Failure(StatusCode::NOT_FOUND, format!("no AgentIdentity is registered for {agent}")));
+        return Err(Failure(
+            StatusCode::NOT_FOUND,
+            format!("no AgentIdentity is registered for {agent}"),
+        ));
     };
     let method = question.method.unwrap_or_else(|| "tools/call".into());
     let known = aegis_protocol::mcp::ClientMethod::from_name(&method);
     let kind = known.map_or(ActionKind::ServerRequest, aegis_protocol::mcp::ClientMethod::kind);
-    let route = daemon.routes.lock().iter().find(|(key, _)| key.1 == question.server).map(|(key, listening)| {
-        (key.0.clone(), question.tool.as_deref().map(|tool| listening.route.pins.find(tool)))
-    });
+    let route = daemon.routes.lock().iter().find(|(key, _)| key.1 == question.server).map(
+        |(key, listening)| {
+            (key.0.clone(), question.tool.as_deref().map(|tool| listening.route.pins.find(tool)))
+        },
+    );
     let (namespace, pin) = route.unwrap_or_else(|| ("default".into(), None));
     let action = Action {
         kind,
@@ -504,9 +536,17 @@ async fn pin_tool(
     ConnectInfo(asker): ConnectInfo<Asker>,
     Json(request): Json<PinRequest>,
 ) -> Answer<Done> {
-    let route = daemon.routes.lock().iter().find(|(key, _)| key.1 == request.server).map(|(_, l)| Arc::clone(&l.route));
+    let route = daemon
+        .routes
+        .lock()
+        .iter()
+        .find(|(key, _)| key.1 == request.server)
+        .map(|(_, l)| Arc::clone(&l.route));
     let Some(route) = route else {
-        return Err(Failure(StatusCode::NOT_FOUND, format!("there is no upstream `{}`", request.server)));
+        return Err(Failure(
+            StatusCode::NOT_FOUND,
+            format!("there is no upstream `{}`", request.server),
+        ));
     };
     let mut draft = route
         .pins
@@ -571,12 +611,16 @@ async fn wrap(
     let bytes = axum::body::to_bytes(body, 64 * 1024).await?;
     let hello: WrapHello = serde_json::from_slice(&bytes)?;
     let namespace = hello.namespace.unwrap_or_else(|| "default".into());
-    let route = daemon.wrapped(&namespace, &hello.server).await.map_err(|error| {
-        Failure(StatusCode::CONFLICT, format!("{error:#}"))
-    })?;
+    let route = daemon
+        .wrapped(&namespace, &hello.server)
+        .await
+        .map_err(|error| Failure(StatusCode::CONFLICT, format!("{error:#}")))?;
     let refused = |reason: Reason| {
         daemon.shared.refusals.count(&hello.server, reason);
-        let message = format!("{} Add an AgentIdentity whose selector fits the program that starts `aegis wrap`.", reason.sentence());
+        let message = format!(
+            "{} Add an AgentIdentity whose selector fits the program that starts `aegis wrap`.",
+            reason.sentence()
+        );
         Failure(StatusCode::FORBIDDEN, message)
     };
     let attested = asker.attested.map_err(refused)?;
@@ -586,7 +630,9 @@ async fn wrap(
     let caller = Caller { principal, session: Some(session) };
     tokio::spawn(async move {
         match hyper::upgrade::on(request).await {
-            Ok(upgraded) => aegis_sidecar::stdio::serve(route, caller, TokioIo::new(upgraded)).await,
+            Ok(upgraded) => {
+                aegis_sidecar::stdio::serve(route, caller, TokioIo::new(upgraded)).await
+            }
             Err(error) => tracing::warn!(%error, "a wrapper did not follow up"),
         }
     });
@@ -601,9 +647,15 @@ pub(super) fn read_totp(state: &Path) -> anyhow::Result<Option<Totp>> {
         return Ok(None);
     }
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file)?.permissions());
-    anyhow::ensure!(mode & 0o077 == 0, "{} can be read by others; run `chmod 600 {}`", file.display(), file.display());
+    anyhow::ensure!(
+        mode & 0o077 == 0,
+        "{} can be read by others; run `chmod 600 {}`",
+        file.display(),
+        file.display()
+    );
     let text = std::fs::read_to_string(&file)?;
-    let secret = hex::decode(text.trim()).with_context(|| format!("{} is not hex", file.display()))?;
+    let secret =
+        hex::decode(text.trim()).with_context(|| format!("{} is not hex", file.display()))?;
     let totp = Totp::new(&secret);
     anyhow::ensure!(totp.is_some(), "{} holds fewer than 16 bytes", file.display());
     Ok(totp)

@@ -1,7 +1,7 @@
 //! The daemon: wiring, reloading, and an orderly end.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fs,
     net::SocketAddr,
     os::unix::fs::DirBuilderExt,
@@ -10,13 +10,13 @@ use std::{
     time::Duration,
 };
 
-use aegis_audit::{
-    Draft, Durability, Filter, Journal, Kind, Location, Options, Outcome, Signer,
-};
-use aegis_ca::{IdentityManager, WorkloadSocket};
-use aegis_core::{Timestamp, TrustDomain};
+use aegis_audit::{Draft, Durability, Filter, Journal, Kind, Location, Options, Outcome, Signer};
+use aegis_ca::{IdentityManager, Subject, WorkloadSocket};
+use aegis_core::{AgentId, Timestamp, TrustDomain};
 use aegis_kernel::{Kernel, trust_book};
-use aegis_policy::{Compiler, Host, Limits, ModuleCache, Opa, PolicyEngine, PolicyState, PolicyStatus};
+use aegis_policy::{
+    Compiler, Host, Limits, ModuleCache, Opa, PolicyEngine, PolicyState, PolicyStatus,
+};
 use aegis_resources::AgentUpstreamSpec;
 use aegis_sidecar::{Attest, Route, Shared, metrics::Metrics, refusals::Refusals};
 use anyhow::Context as _;
@@ -35,6 +35,8 @@ use super::{
 
 /// How often the folder is looked at even if nothing announced a change.
 const RECONFIRM: Duration = Duration::from_secs(15);
+/// How long approvals that ended are still shown.
+const REMEMBER: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long after a change a reload waits for the rest of it.
 const SETTLE: Duration = Duration::from_millis(100);
 
@@ -62,6 +64,8 @@ pub(super) struct Daemon {
     pub(super) problems: Mutex<Vec<String>>,
     pub(super) totp: Mutex<Option<aegis_kernel::totp::Totp>>,
     pub(super) metrics: Registry,
+    /// What was put in force last.
+    last: Mutex<Configuration>,
     compiler: Compiler,
     admin: TcpListener,
     control: UnixListener,
@@ -81,14 +85,23 @@ impl Daemon {
             args.config.display()
         );
         let admin = TcpListener::bind(args.admin).await.with_context(|| {
-            format!("cannot listen on {} for metrics and health; choose another with --admin", args.admin)
+            format!(
+                "cannot listen on {} for metrics and health; choose another with --admin",
+                args.admin
+            )
         })?;
         let control = bind_control(&args.state.join("control.sock"))?;
         let (book, observer) = trust_book();
         let (journal, location) = open_journal(args, observer).await?;
-        let engine = Arc::new(engine(&args.state)?);
-        let compiler = Compiler::new(Opa::locate()?, Some(ModuleCache::open(args.state.join("policies"))?));
+        let engine = Arc::new(engine(args)?);
+        let compiler =
+            Compiler::new(Opa::locate()?, Some(ModuleCache::open(args.state.join("policies"))?));
         let configuration = Configuration::read(&args.config, &args.trust_domain)?;
+        anyhow::ensure!(
+            !configuration.incomplete,
+            "{}\nnothing was in force before, so nothing could stay in force: mend or remove these documents",
+            configuration.problems.join("\n")
+        );
         let durability = match args.audit {
             AuditMode::Strict => Durability::Strict,
             AuditMode::Overlap => Durability::Overlap,
@@ -97,6 +110,8 @@ impl Daemon {
         let authority = identity::open(&args.state.join("ca"), &args.trust_domain, &journal)?;
         let mut first = configuration.state.clone();
         first.confirmed_at = Some(now());
+        first.revoked = revoked(&authority);
+        first.quarantined = quarantined(&journal).await?;
         let kernel = Kernel::start(journal, durability, engine, book, first, Arc::new(now)).await?;
         let kernel = Arc::new(kernel);
         let metrics = Registry::new();
@@ -125,6 +140,7 @@ impl Daemon {
             problems: Mutex::default(),
             totp: Mutex::new(control::read_totp(&args.state)?),
             metrics,
+            last: Mutex::default(),
             compiler,
             admin,
             control,
@@ -133,6 +149,18 @@ impl Daemon {
             drain,
         });
         daemon.apply(configuration).await?;
+        let broken: Vec<String> = daemon
+            .policies
+            .lock()
+            .iter()
+            .filter(|status| status.state == PolicyState::Failed)
+            .map(|status| format!("policy {}: {}", status.policy, status.message))
+            .collect();
+        anyhow::ensure!(
+            broken.is_empty(),
+            "{}\nnothing was in force before, so nothing could stay in force: mend or remove these policies",
+            broken.join("\n")
+        );
         Ok(daemon)
     }
 
@@ -152,7 +180,9 @@ impl Daemon {
                     let path = listening.route.target.as_ref().map_or("/", |target| target.path());
                     println!("  upstream   {namespace}/{name}  http://{address}{path}");
                 }
-                None => println!("  upstream   {namespace}/{name}  aegis wrap --server {name} -- COMMAND"),
+                None => println!(
+                    "  upstream   {namespace}/{name}  aegis wrap --server {name} -- COMMAND"
+                ),
             }
         }
         for problem in self.problems.lock().iter() {
@@ -161,7 +191,11 @@ impl Daemon {
     }
 
     /// Serves until `shutdown`, then ends in order.
-    pub(super) async fn run(self: Arc<Self>, shutdown: CancellationToken, patience: Duration) -> anyhow::Result<()> {
+    pub(super) async fn run(
+        self: Arc<Self>,
+        shutdown: CancellationToken,
+        patience: Duration,
+    ) -> anyhow::Result<()> {
         let tasks = &self.tasks;
         let refusals = Arc::clone(&self.shared.refusals);
         tasks.spawn(refusals.keep_flushing(Arc::clone(&self.kernel), self.drain.clone()));
@@ -194,12 +228,16 @@ impl Daemon {
     /// Reads the folder again and puts it in force.
     pub(super) async fn reload(self: &Arc<Self>) -> anyhow::Result<()> {
         let (folder, trust_domain) = (self.config.clone(), self.trust_domain.clone());
-        let read = tokio::task::spawn_blocking(move || Configuration::read(&folder, &trust_domain)).await?;
+        let read = tokio::task::spawn_blocking(move || Configuration::read(&folder, &trust_domain))
+            .await?;
         self.apply(read?).await
     }
 
-    async fn apply(self: &Arc<Self>, configuration: Configuration) -> anyhow::Result<()> {
-        let Configuration { policies, mut state, registrations, upstreams, mut problems } = configuration;
+    async fn apply(self: &Arc<Self>, mut configuration: Configuration) -> anyhow::Result<()> {
+        configuration.keep_missing(&self.last.lock());
+        *self.last.lock() = configuration.clone();
+        let Configuration { policies, mut state, registrations, upstreams, mut problems, .. } =
+            configuration;
         let before: BTreeMap<String, String> = self.digests();
         let daemon = Arc::clone(self);
         let statuses = tokio::task::spawn_blocking(move || {
@@ -234,9 +272,15 @@ impl Daemon {
     }
 
     /// Every policy that has come, changed or broken leaves an entry.
-    async fn record_policies(&self, before: &BTreeMap<String, String>, statuses: &[PolicyStatus]) -> anyhow::Result<()> {
+    async fn record_policies(
+        &self,
+        before: &BTreeMap<String, String>,
+        statuses: &[PolicyStatus],
+    ) -> anyhow::Result<()> {
         let after = self.digests();
-        for (name, digest) in after.iter().filter(|(name, digest)| before.get(*name) != Some(digest)) {
+        for (name, digest) in
+            after.iter().filter(|(name, digest)| before.get(*name) != Some(digest))
+        {
             let mut draft = Draft::new(Kind::PolicyLoaded, now(), Outcome::Recorded);
             draft.detail.insert("policy".into(), json!(name));
             draft.detail.insert("digest".into(), json!(digest));
@@ -249,7 +293,9 @@ impl Daemon {
             self.kernel.record(draft).await?;
         }
         let known = self.policies.lock().clone();
-        for status in statuses.iter().filter(|s| s.state != PolicyState::Ready && !known.contains(s)) {
+        for status in
+            statuses.iter().filter(|s| s.state != PolicyState::Ready && !known.contains(s))
+        {
             let mut draft = Draft::new(Kind::PolicyRefused, now(), Outcome::Recorded);
             draft.detail.insert("policy".into(), json!(status.policy.to_string()));
             draft.detail.insert("message".into(), json!(status.message));
@@ -259,7 +305,12 @@ impl Daemon {
     }
 
     /// Starts to listen for an upstream that is new.
-    async fn listen(self: &Arc<Self>, namespace: &str, name: &str, spec: AgentUpstreamSpec) -> anyhow::Result<()> {
+    async fn listen(
+        self: &Arc<Self>,
+        namespace: &str,
+        name: &str,
+        spec: AgentUpstreamSpec,
+    ) -> anyhow::Result<()> {
         let key = (namespace.to_owned(), name.to_owned());
         if let Some(listening) = self.routes.lock().get(&key) {
             anyhow::ensure!(
@@ -284,7 +335,11 @@ impl Daemon {
     }
 
     /// The route for a wrapped command: one that is configured, or one with the defaults.
-    pub(super) async fn wrapped(self: &Arc<Self>, namespace: &str, name: &str) -> anyhow::Result<Arc<Route>> {
+    pub(super) async fn wrapped(
+        self: &Arc<Self>,
+        namespace: &str,
+        name: &str,
+    ) -> anyhow::Result<Arc<Route>> {
         let key = (namespace.to_owned(), name.to_owned());
         if let Some(listening) = self.routes.lock().get(&key) {
             anyhow::ensure!(
@@ -371,6 +426,44 @@ impl Daemon {
         let mut state = (*self.kernel.state()).clone();
         state.confirmed_at = Some(now());
         self.kernel.confirm(state);
+        self.kernel.forget_approvals(now().minus(REMEMBER));
+    }
+}
+
+/// Identities that the CA has revoked: they stay so.
+fn revoked(authority: &IdentityManager) -> HashSet<AgentId> {
+    let ids = authority.revoked().into_iter().filter_map(|revoked| match revoked.subject {
+        Subject::Id(id) => AgentId::try_from(id).ok(),
+        Subject::Serial(_) => None,
+    });
+    ids.collect()
+}
+
+/// Agents that people have quarantined and not released, as the ledger tells.
+async fn quarantined(journal: &Journal) -> anyhow::Result<HashSet<AgentId>> {
+    let mut agents = HashSet::new();
+    let mut filter = Filter {
+        kind: Some(Kind::Configuration),
+        oldest_first: true,
+        limit: Some(1_000),
+        ..Filter::default()
+    };
+    loop {
+        let page = journal.reader().query(&filter).await?;
+        for stored in &page.entries {
+            let entry = stored.entry()?;
+            let order = entry.detail.get("order").and_then(serde_json::Value::as_str);
+            let agent = entry.agent_id.as_deref().and_then(|id| id.parse::<AgentId>().ok());
+            match (order, agent) {
+                (Some("quarantine"), Some(agent)) => drop(agents.insert(agent)),
+                (Some("release"), Some(agent)) => drop(agents.remove(&agent)),
+                _ => {}
+            }
+        }
+        match page.next {
+            Some(next) => filter.after = Some(next),
+            None => return Ok(agents),
+        }
     }
 }
 
@@ -393,7 +486,10 @@ fn stamp(folder: &Path) -> Option<Vec<(PathBuf, u64, std::time::SystemTime)>> {
     Some(stamps)
 }
 
-fn watch(folder: &Path, changed: tokio::sync::mpsc::Sender<()>) -> notify::Result<notify::RecommendedWatcher> {
+fn watch(
+    folder: &Path,
+    changed: tokio::sync::mpsc::Sender<()>,
+) -> notify::Result<notify::RecommendedWatcher> {
     use notify::Watcher as _;
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         if event.is_ok_and(|event| !event.kind.is_access()) {
@@ -407,7 +503,10 @@ fn watch(folder: &Path, changed: tokio::sync::mpsc::Sender<()>) -> notify::Resul
 /// Creates a folder that only its owner can enter.
 fn private_folder(folder: &Path) -> anyhow::Result<()> {
     if !folder.exists() {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
             .with_context(|| format!("cannot create the state folder {}", folder.display()))?;
     }
     let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(folder)?.permissions());
@@ -430,10 +529,14 @@ fn bind_control(path: &Path) -> anyhow::Result<UnixListener> {
         );
         fs::remove_file(path).with_context(|| format!("cannot replace {}", path.display()))?;
     }
-    UnixListener::bind(path).with_context(|| format!("cannot bind the control socket {}", path.display()))
+    UnixListener::bind(path)
+        .with_context(|| format!("cannot bind the control socket {}", path.display()))
 }
 
-async fn open_journal(args: &Args, observer: aegis_audit::Observer) -> anyhow::Result<(Journal, Location)> {
+async fn open_journal(
+    args: &Args,
+    observer: aegis_audit::Observer,
+) -> anyhow::Result<(Journal, Location)> {
     let location = match &args.ledger {
         Some(place) => match place.parse::<Location>() {
             Ok(location) => location,
@@ -454,8 +557,9 @@ async fn open_journal(args: &Args, observer: aegis_audit::Observer) -> anyhow::R
     Ok((journal, location))
 }
 
-fn engine(state: &Path) -> anyhow::Result<PolicyEngine> {
-    let cache = ModuleCache::open(state.join("policies"))?;
-    let host = Host::new(Limits::default(), Some(&cache.machine_code()?))?;
+fn engine(args: &Args) -> anyhow::Result<PolicyEngine> {
+    let cache = ModuleCache::open(args.state.join("policies"))?;
+    let budget = Duration::from_millis(args.policy_budget_ms);
+    let host = Host::new(Limits { budget, ..Limits::default() }, Some(&cache.machine_code()?))?;
     Ok(PolicyEngine::new(Arc::new(host)))
 }

@@ -22,9 +22,10 @@ CREATE TABLE IF NOT EXISTS audit_entries (
   body BYTEA NOT NULL, UNIQUE (source, sequence));
 CREATE INDEX IF NOT EXISTS audit_by_time ON audit_entries (timestamp, idx);
 CREATE INDEX IF NOT EXISTS audit_by_agent ON audit_entries (agent_id, idx);
-CREATE INDEX IF NOT EXISTS audit_by_kind ON audit_entries (kind, idx);
-CREATE INDEX IF NOT EXISTS audit_by_result ON audit_entries (result, idx);
-CREATE INDEX IF NOT EXISTS audit_by_tool ON audit_entries (tool, idx) WHERE tool IS NOT NULL;
+CREATE INDEX IF NOT EXISTS audit_by_rare_kind ON audit_entries (kind, idx)
+  WHERE kind NOT IN ('decision', 'server_request', 'outcome');
+CREATE INDEX IF NOT EXISTS audit_by_rare_result ON audit_entries (result, idx)
+  WHERE result NOT IN ('allow', 'success', 'recorded');
 CREATE INDEX IF NOT EXISTS audit_by_decision ON audit_entries (decision_id)
   WHERE decision_id IS NOT NULL;
 CREATE TABLE IF NOT EXISTS audit_tiles (

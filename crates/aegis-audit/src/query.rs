@@ -67,8 +67,13 @@ impl Conditions {
     fn add(&mut self, before: &str, value: Option<Value>, after: &str) {
         let Some(value) = value else { return };
         self.values.push(value);
-        let joint = if self.sql.is_empty() { "WHERE " } else { " AND " };
-        self.sql.push_str(&format!("{joint}{before} ${}{after}", self.values.len()));
+        let at = self.values.len();
+        self.also(&format!("{before} ${at}{after}"));
+    }
+
+    fn also(&mut self, condition: &str) {
+        self.sql.push_str(if self.sql.is_empty() { "WHERE " } else { " AND " });
+        self.sql.push_str(condition);
     }
 }
 
@@ -79,6 +84,14 @@ fn conditions(filter: &Filter, postgres: bool) -> Conditions {
     all.add("e.agent_id =", text(&filter.agent), "");
     all.add("e.kind =", filter.kind.map(|kind| Value::Text(kind.to_string())), "");
     all.add("e.result =", filter.result.map(|result| Value::Text(result.to_string())), "");
+    // The conditions of the partial indexes, word for word: only then does the planner use them.
+    if !matches!(filter.kind, None | Some(Kind::Decision | Kind::ServerRequest | Kind::Outcome)) {
+        all.also("e.kind NOT IN ('decision', 'server_request', 'outcome')");
+    }
+    if !matches!(filter.result, None | Some(Outcome::Allow | Outcome::Success | Outcome::Recorded))
+    {
+        all.also("e.result NOT IN ('allow', 'success', 'recorded')");
+    }
     all.add("e.reason =", text(&filter.reason), "");
     all.add("e.tool =", text(&filter.tool), "");
     all.add("e.server =", text(&filter.server), "");
@@ -127,5 +140,37 @@ impl Reader {
         entries.truncate(limit);
         let next = entries.last().filter(|_| more).map(|entry| entry.index);
         Ok(Page { entries, next })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::Row as _;
+
+    use super::*;
+    use crate::journal::{Journal, Options};
+    use crate::note::Signer;
+    use crate::store::Location;
+
+    /// A partial index is used only while its condition and the query's are the same words.
+    #[tokio::test]
+    async fn rare_kinds_and_results_are_found_by_index() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Location::Sqlite(dir.path().join("audit.db"));
+        let options = Options::new("test", Signer::generate("acme.example/audit").unwrap());
+        let journal = Journal::open(&place, options).await.unwrap();
+        let Pool::Sqlite(pool) = &journal.reader().pool else { panic!("SQLite") };
+        for (filter, index) in [
+            (Filter { result: Some(Outcome::Deny), ..Filter::default() }, "audit_by_rare_result"),
+            (Filter { kind: Some(Kind::PolicyLoaded), ..Filter::default() }, "audit_by_rare_kind"),
+        ] {
+            let Conditions { sql, .. } = conditions(&filter, false);
+            let sql =
+                format!("EXPLAIN QUERY PLAN {} {sql} ORDER BY e.idx DESC", select_entries!(""));
+            let plan = sqlx::query(AssertSqlSafe(sql)).bind("x").fetch_all(pool).await.unwrap();
+            let plan: Vec<String> = plan.iter().map(|row| row.get("detail")).collect();
+            assert!(plan.iter().any(|step| step.contains(index)), "{plan:?}");
+        }
+        journal.close().await.unwrap();
     }
 }

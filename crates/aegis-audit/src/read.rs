@@ -146,7 +146,9 @@ impl Reader {
         let place = Location::Sqlite(path.to_owned());
         let pool = SqlitePoolOptions::new()
             .max_connections(4)
-            .test_before_acquire(false).connect_with(options).await;
+            .test_before_acquire(false)
+            .connect_with(options)
+            .await;
         let pool = pool.map_err(|error| StoreError::database(&place, &error))?;
         Self::checked(Pool::Sqlite(pool), place).await
     }

@@ -508,6 +508,11 @@ impl Kernel {
         cases
     }
 
+    /// Forgets approvals that ended before `before`; the ledger keeps them.
+    pub fn forget_approvals(&self, before: Timestamp) {
+        self.approvals.lock().forget(before);
+    }
+
     /// Waits until the approval is decided, expires, or `patience` runs out, and says where it
     /// stands then.
     pub async fn wait_for_approval(

@@ -34,6 +34,22 @@ pub struct Receipt {
 /// A message that may be forwarded. Only [`crate::Kernel::decide`] makes one, and it owns the very
 /// message that was judged: what is sent is what was decided on. In strict mode there is no permit
 /// before its record is on disk.
+///
+/// Nobody else can make one:
+///
+/// ```compile_fail,E0451
+/// fn forge(receipt: aegis_kernel::Receipt) -> aegis_kernel::Permit<()> {
+///     aegis_kernel::Permit { message: (), receipt }
+/// }
+/// ```
+///
+/// and it cannot be used twice:
+///
+/// ```compile_fail,E0599
+/// fn twice(permit: aegis_kernel::Permit<()>) {
+///     let _ = permit.clone();
+/// }
+/// ```
 #[derive(Debug)]
 #[must_use = "a permit that is dropped is a recorded decision without an outcome"]
 pub struct Permit<M> {

@@ -78,7 +78,11 @@ impl Reasons {
             Self::Plain(false) => None,
             Self::Plain(true) => Some(None),
             Self::Texts(texts) if texts.is_empty() => None,
-            Self::Texts(texts) => Some(Some(texts.join("; "))),
+            Self::Texts(mut texts) => {
+                // A set has no order; a record has one.
+                texts.sort_unstable();
+                Some(Some(texts.join("; ")))
+            }
         }
     }
 }

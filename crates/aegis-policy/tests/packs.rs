@@ -7,7 +7,7 @@ use std::{fs, path::Path};
 use aegis_policy::{PolicyState, sandbox::run_pack};
 use fixture::{compiler, empty_engine};
 
-/// Every case of a pack counts near misses and evasions; fewer than this cannot.
+/// Fewer cases cannot hold a hit, a near miss and an evasion of each rule.
 const FEWEST_CASES: usize = 6;
 
 #[test]

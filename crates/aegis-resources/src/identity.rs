@@ -53,7 +53,7 @@ pub struct UnixSelector {
     /// The digest of its executable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub executable_digest: Option<Digest>,
-    /// The path of the executable of one of its ancestors: the program that launched it.
+    /// The path of the executable of its parent: the program that launched it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
     pub launcher: Option<String>,

@@ -47,7 +47,10 @@ async fn a_denied_call_never_reaches_the_upstream() {
 
 #[tokio::test]
 async fn no_policy_means_no() {
-    let plan = Plan { policies: &["rules: [{ name: never, effect: deny, tools: [x] }]"], ..Plan::default() };
+    let plan = Plan {
+        policies: &["rules: [{ name: never, effect: deny, tools: [x] }]"],
+        ..Plan::default()
+    };
     let world = World::plan(plan).await;
     assert_eq!(world.call("echo").await.reason(), "no_policy_allows");
     assert_eq!(world.upstream.seen().len(), 0);
@@ -133,7 +136,10 @@ async fn results_are_redacted_when_a_policy_says_so() {
         r#"{"jsonrpc":"2.0","id":1,"error":{"code":-32000,"message":"bad key sk-abc123","data":"sk-def"}}"#,
     );
     let error = world.call("leaky").await.json()["error"].clone();
-    assert_eq!(error, json!({ "code": -32000, "message": "bad key [redacted]", "data": "[redacted]" }));
+    assert_eq!(
+        error,
+        json!({ "code": -32000, "message": "bad key [redacted]", "data": "[redacted]" })
+    );
     // So can what the server tells on the way.
     let events = world.upstream.streams();
     let told = concat!(

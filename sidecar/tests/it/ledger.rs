@@ -4,7 +4,10 @@ use aegis_audit::{Kind, Outcome};
 use http::Method;
 use serde_json::json;
 
-use crate::{upstream, world::{call, request, world}};
+use crate::{
+    upstream,
+    world::{call, request, world},
+};
 
 #[tokio::test]
 async fn every_call_has_one_decision_and_one_outcome() {
@@ -52,7 +55,8 @@ async fn the_record_is_there_before_the_call_is() {
     world.upstream.answers(move |seen| {
         let kernel = std::sync::Arc::clone(&kernel);
         async move {
-            let filter = aegis_audit::query::Filter { kind: Some(Kind::Decision), ..Default::default() };
+            let filter =
+                aegis_audit::query::Filter { kind: Some(Kind::Decision), ..Default::default() };
             let recorded = kernel.query(&filter).await.unwrap().entries.len();
             upstream::json(200, &upstream::result_for(&seen, &json!({ "recorded": recorded })))
         }

@@ -26,7 +26,9 @@ async fn lists_are_filtered_on_every_page_in_json() {
     let world = world().await;
     world.upstream.answers(|seen| async move {
         let result = match seen.json()["params"]["cursor"].as_str() {
-            None => json!({ "tools": [tool("echo", "a"), tool("forbidden", "b")], "nextCursor": "2" }),
+            None => {
+                json!({ "tools": [tool("echo", "a"), tool("forbidden", "b")], "nextCursor": "2" })
+            }
             Some(_) => json!({ "tools": [tool("forbidden_2", "c"), tool("risky", "d")] }),
         };
         upstream::json(200, &upstream::result_for(&seen, &result))

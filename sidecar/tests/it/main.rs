@@ -1,5 +1,10 @@
 //! The sidecar as a client and a server see it: each test is named after the rule it holds.
-#![expect(clippy::indexing_slicing, reason = "a missing member fails the test, as it should")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "what is missing fails the test, as it should"
+)]
 
 mod approvals;
 mod forwarding;

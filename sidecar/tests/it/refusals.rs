@@ -12,15 +12,24 @@ async fn header_and_body_must_agree() {
     let (headers, body) = modern("tools/call", json!({ "name": "echo", "arguments": {} }));
     let good = borrowed(&headers);
     assert_eq!(world.send(Method::POST, &good, body.to_string()).await.status, 200);
-    for (name, lie) in
-        [("mcp-name", "other"), ("mcp-method", "tools/list"), ("mcp-protocol-version", "2025-11-25")]
-    {
+    for (name, lie) in [
+        ("mcp-name", "other"),
+        ("mcp-method", "tools/list"),
+        ("mcp-protocol-version", "2025-11-25"),
+    ] {
         let mut lying = good.clone();
         lying.iter_mut().find(|header| header.0 == name).unwrap().1 = lie;
         let answer = world.send(Method::POST, &lying, body.to_string()).await;
-        assert_eq!((answer.status.as_u16(), &answer.json()["error"]["code"]), (400, &json!(-32020)));
+        assert_eq!(
+            (answer.status.as_u16(), &answer.json()["error"]["code"]),
+            (400, &json!(-32020))
+        );
         let missing: Vec<_> = good.iter().copied().filter(|header| header.0 != name).collect();
-        assert_eq!(world.send(Method::POST, &missing, body.to_string()).await.status, 400, "{name}");
+        assert_eq!(
+            world.send(Method::POST, &missing, body.to_string()).await.status,
+            400,
+            "{name}"
+        );
     }
     assert_eq!(world.upstream.seen().len(), 1);
     assert!(world.refused_for().await.iter().all(|reason| reason == "header_mismatch"));
@@ -29,7 +38,9 @@ async fn header_and_body_must_agree() {
 #[tokio::test]
 async fn duplicate_headers_are_refused() {
     let world = world().await;
-    for name in ["mcp-session-id", "mcp-method", "mcp-name", "mcp-protocol-version", "authorization"] {
+    for name in
+        ["mcp-session-id", "mcp-method", "mcp-name", "mcp-protocol-version", "authorization"]
+    {
         let twice = [(name, "2025-11-25"), (name, "2025-11-25")];
         let answer = world.send(Method::POST, &twice, call(1, "echo").to_string()).await;
         assert_eq!(answer.status, 400, "{name}");
@@ -60,7 +71,11 @@ async fn duplicate_json_keys_are_refused() {
 #[tokio::test]
 async fn numbers_a_double_cannot_hold_are_refused() {
     let world = world().await;
-    for number in ["9007199254740993", "1e400", "0.1000000000000000055511151231257827021181583404541015625001"] {
+    for number in [
+        "9007199254740993",
+        "1e400",
+        "0.1000000000000000055511151231257827021181583404541015625001",
+    ] {
         let body = format!(
             r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"echo","arguments":{{"n":{number}}}}}}}"#
         );
@@ -119,7 +134,8 @@ async fn bad_host_and_origin_are_refused() {
 
 #[tokio::test]
 async fn a_caller_without_identity_is_refused() {
-    let world = World::plan(Plan { attested: Some(Reason::IdentityMissing), ..Plan::default() }).await;
+    let world =
+        World::plan(Plan { attested: Some(Reason::IdentityMissing), ..Plan::default() }).await;
     let answer = world.call("echo").await;
     assert_eq!((answer.status.as_u16(), answer.reason().as_str()), (403, "identity_missing"));
     assert_eq!(world.upstream.seen().len(), 0);

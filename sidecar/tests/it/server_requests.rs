@@ -33,7 +33,10 @@ async fn server_requests_need_a_policy() {
     };
     tokio::time::timeout(crate::world::PATIENCE, told).await.unwrap();
     let told = world.upstream.seen().pop().unwrap();
-    assert_eq!((&told.json()["id"], told.headers["mcp-session-id"].as_bytes()), (&json!("r"), &b"one"[..]));
+    assert_eq!(
+        (&told.json()["id"], told.headers["mcp-session-id"].as_bytes()),
+        (&json!("r"), &b"one"[..])
+    );
     assert_eq!(told.json()["error"]["data"]["reason"], "server_request_denied");
     // An answer counts once, in its own session; what nobody asked is refused.
     let reply = |id: &str| json!({ "jsonrpc": "2.0", "id": id, "result": { "ok": 1 } }).to_string();
@@ -77,11 +80,16 @@ async fn questions_within_a_modern_result_need_a_policy() {
 #[tokio::test]
 async fn capabilities_no_policy_allows_are_stripped() {
     let world = world().await;
-    let capabilities = json!({ "roots": {}, "sampling": {}, "elicitation": {}, "vendor": { "x": 1 } });
-    let open = request(1, "initialize", json!({
-        "protocolVersion": "2025-11-25", "capabilities": capabilities,
-        "clientInfo": { "name": "tests", "version": "1" },
-    }));
+    let capabilities =
+        json!({ "roots": {}, "sampling": {}, "elicitation": {}, "vendor": { "x": 1 } });
+    let open = request(
+        1,
+        "initialize",
+        json!({
+            "protocolVersion": "2025-11-25", "capabilities": capabilities,
+            "clientInfo": { "name": "tests", "version": "1" },
+        }),
+    );
     world.post(open.to_string()).await;
     let sent = world.upstream.seen().pop().unwrap().json()["params"]["capabilities"].clone();
     assert_eq!(sent, json!({ "sampling": {}, "vendor": { "x": 1 } }));
@@ -100,7 +108,10 @@ async fn what_a_server_should_not_send_is_withheld_without_ending_the_call() {
     let answer = world.open(Method::POST, &[SESSION], call(1, "echo").to_string()).await;
     let mut body = answer.into_body();
     events.send("data: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/evil\"}\n\n").await.unwrap();
-    events.send("data: {\"jsonrpc\":\"2.0\",\"id\":\"x\",\"method\":\"evil/run\"}\n\n").await.unwrap();
+    events
+        .send("data: {\"jsonrpc\":\"2.0\",\"id\":\"x\",\"method\":\"evil/run\"}\n\n")
+        .await
+        .unwrap();
     events.send(DONE).await.unwrap();
     assert_eq!(next(&mut body).await.unwrap(), DONE);
 }

@@ -27,11 +27,15 @@ async fn wrapper() -> Wrapper {
 
 impl Wrapper {
     async fn client(&mut self, message: impl ToString) {
-        frame::write(&mut self.writer, Channel::Client, message.to_string().as_bytes()).await.unwrap();
+        frame::write(&mut self.writer, Channel::Client, message.to_string().as_bytes())
+            .await
+            .unwrap();
     }
 
     async fn server(&mut self, message: impl ToString) {
-        frame::write(&mut self.writer, Channel::Server, message.to_string().as_bytes()).await.unwrap();
+        frame::write(&mut self.writer, Channel::Server, message.to_string().as_bytes())
+            .await
+            .unwrap();
     }
 
     async fn next(&mut self) -> (Channel, Value) {
@@ -123,7 +127,8 @@ async fn server_requests_over_stdio_need_a_policy() {
         }
         wrapper.server(request(5, "roots/list", json!({}))).await;
         assert_eq!(wrapper.to(Channel::Server).await["error"]["code"], 4030);
-        let sample = request(6, "sampling/createMessage", json!({ "messages": [], "maxTokens": 1 }));
+        let sample =
+            request(6, "sampling/createMessage", json!({ "messages": [], "maxTokens": 1 }));
         wrapper.server(&sample).await;
         assert_eq!(wrapper.to(Channel::Client).await, sample);
         let reply = json!({ "jsonrpc": "2.0", "id": 6, "result": { "role": "assistant" } });
@@ -160,7 +165,8 @@ async fn an_open_id_cannot_be_used_again() {
     wrapper.client(request(1, "ping", json!({}))).await;
     assert!(wrapper.to(Channel::Client).await["error"].is_object());
     // The answer is still a list, and is filtered as one.
-    let tools = json!([{ "name": "forbidden", "inputSchema": {} }, { "name": "echo", "inputSchema": {} }]);
+    let tools =
+        json!([{ "name": "forbidden", "inputSchema": {} }, { "name": "echo", "inputSchema": {} }]);
     wrapper.server(json!({ "jsonrpc": "2.0", "id": 1, "result": { "tools": tools } })).await;
     let listed = wrapper.to(Channel::Client).await;
     assert_eq!(listed["result"]["tools"].as_array().unwrap().len(), 1);

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::{
     upstream,
-    world::{STRICTER, PATIENCE, bundle, call, next, world},
+    world::{PATIENCE, Plan, STRICTER, World, bundle, call, next, world},
 };
 
 const SESSION: (&str, &str) = ("mcp-session-id", "one");
@@ -52,10 +52,9 @@ async fn a_client_that_leaves_closes_the_upstream_stream() {
 
 #[tokio::test]
 async fn a_policy_change_cuts_an_open_stream() {
-    let world = world().await;
+    let world = World::plan(Plan { changes_policies: true, ..Plan::default() }).await;
     let events = world.upstream.streams();
-    let mut body =
-        world.open(Method::POST, &[], call(1, "echo").to_string()).await.into_body();
+    let mut body = world.open(Method::POST, &[], call(1, "echo").to_string()).await.into_body();
     events.send(FIRST).await.unwrap();
     next(&mut body).await.unwrap();
     // A change of something else does not.
@@ -70,7 +69,10 @@ async fn a_policy_change_cuts_an_open_stream() {
     assert_eq!(next(&mut body).await, None);
     tokio::time::timeout(PATIENCE, events.closed()).await.unwrap();
     let outcome = world.recorded(Kind::Outcome, 1).await.remove(0);
-    assert_eq!((outcome.result, outcome.reason.as_deref()), (Outcome::Failure, Some("policy_denied")));
+    assert_eq!(
+        (outcome.result, outcome.reason.as_deref()),
+        (Outcome::Failure, Some("policy_denied"))
+    );
 }
 
 #[tokio::test]
@@ -95,8 +97,7 @@ async fn an_answer_that_comes_after_a_change_is_judged_by_it() {
 async fn an_approval_that_somebody_else_waits_for_cuts_no_stream() {
     let world = world().await;
     let events = world.upstream.streams();
-    let mut body =
-        world.open(Method::POST, &[], call(1, "echo").to_string()).await.into_body();
+    let mut body = world.open(Method::POST, &[], call(1, "echo").to_string()).await.into_body();
     let _held = world.open(Method::POST, &[], call(2, "risky").to_string()).await;
     world.recorded(Kind::ApprovalRequested, 1).await;
     events.send(FIRST).await.unwrap();
@@ -107,8 +108,7 @@ async fn an_approval_that_somebody_else_waits_for_cuts_no_stream() {
 async fn a_second_answer_is_not_released() {
     let world = world().await;
     let events = world.upstream.streams();
-    let mut body =
-        world.open(Method::POST, &[], call(1, "echo").to_string()).await.into_body();
+    let mut body = world.open(Method::POST, &[], call(1, "echo").to_string()).await.into_body();
     events.send(DONE).await.unwrap();
     assert_eq!(next(&mut body).await.unwrap(), DONE);
     events.send(DONE).await.unwrap();

@@ -69,7 +69,8 @@ impl Upstream {
             async move {
                 let (head, body) = request.into_parts();
                 let Ok(body) = body.collect().await else { return Ok(status(400)) };
-                let seen = Seen { method: head.method, headers: head.headers, body: body.to_bytes() };
+                let seen =
+                    Seen { method: head.method, headers: head.headers, body: body.to_bytes() };
                 this.seen.lock().push(seen.clone());
                 let answer = (this.script.lock())(seen);
                 Ok::<_, Infallible>(answer.await)

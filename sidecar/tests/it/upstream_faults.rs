@@ -19,7 +19,10 @@ async fn an_upstream_that_is_down_slow_lying_or_oversized_gets_its_own_reason() 
     assert_eq!((answer.status.as_u16(), answer.reason().as_str()), (502, "upstream_unavailable"));
     assert_eq!(answer.json()["id"], 1);
     let outcome = down.recorded(Kind::Outcome, 1).await.remove(0);
-    assert_eq!((outcome.result, outcome.reason.as_deref()), (Outcome::Failure, Some("upstream_unavailable")));
+    assert_eq!(
+        (outcome.result, outcome.reason.as_deref()),
+        (Outcome::Failure, Some("upstream_unavailable"))
+    );
 
     let limits = json!({ "limits": { "answerTimeoutSecs": 1, "responseBytes": 1024 } });
     let world = world_with(limits).await;
@@ -27,7 +30,8 @@ async fn an_upstream_that_is_down_slow_lying_or_oversized_gets_its_own_reason() 
     let answer = world.call("echo").await;
     assert_eq!((answer.status.as_u16(), answer.reason().as_str()), (504, "upstream_timeout"));
 
-    let big: Bytes = format!(r#"{{"jsonrpc":"2.0","id":1,"result":"{}"}}"#, "x".repeat(2000)).into();
+    let big: Bytes =
+        format!(r#"{{"jsonrpc":"2.0","id":1,"result":"{}"}}"#, "x".repeat(2000)).into();
     let event: Bytes = [b"data: ", &big[..], b"\n\n"].concat().into();
     for (kind, body) in [("application/json", big), ("text/event-stream", event)] {
         world.upstream.answers(move |_| {
@@ -73,7 +77,8 @@ async fn a_lying_answer_is_withheld() {
 #[tokio::test]
 async fn a_lost_session_passes_as_the_status_it_is() {
     let world = world().await;
-    let told = r#"{"jsonrpc":"2.0","error":{"code":-32001,"message":"Session not found"},"id":null}"#;
+    let told =
+        r#"{"jsonrpc":"2.0","error":{"code":-32001,"message":"Session not found"},"id":null}"#;
     let told_bare = r#"{"jsonrpc":"2.0","error":{"code":-32001,"message":"Session not found"}}"#;
     for told in [told, told_bare] {
         world.upstream.says(404, "application/json", told);
@@ -81,7 +86,9 @@ async fn a_lost_session_passes_as_the_status_it_is() {
         assert_eq!((answer.status.as_u16(), &answer.body[..]), (404, told.as_bytes()));
     }
     // What is no message does not pass; its status and its challenge do.
-    for (kind, body) in [("text/plain", "gone: sk-abc"), ("application/json", r#"{"detail":"sk-abc"}"#)] {
+    for (kind, body) in
+        [("text/plain", "gone: sk-abc"), ("application/json", r#"{"detail":"sk-abc"}"#)]
+    {
         world.upstream.answers(move |_| async move {
             let mut answer = upstream::raw(404, kind, body);
             answer.headers_mut().insert("www-authenticate", "Bearer".parse().unwrap());

@@ -54,9 +54,8 @@ rules: [{ name: secret, effect: deny }]
 ];
 
 /// As [`STANDARD`], and `echo` is forbidden.
-pub(crate) const STRICTER: &[&str] = &[
-    "rules: [{ name: all, effect: allow }, { name: no-echo, effect: deny, tools: [echo] }]",
-];
+pub(crate) const STRICTER: &[&str] =
+    &["rules: [{ name: all, effect: allow }, { name: no-echo, effect: deny, tools: [echo] }]"];
 
 /// The agent of every test.
 pub(crate) const AGENT: &str = "spiffe://acme.example/ns/shop/sa/bot/agent/buyer";
@@ -66,10 +65,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Compiles a set of policies, once for all tests.
 pub(crate) fn bundle(policies: &'static [&'static str]) -> Arc<Bundle> {
-    type Known = HashMap<&'static [&'static str], Arc<Bundle>>;
-    static KNOWN: OnceLock<Mutex<Known>> = OnceLock::new();
-    let mut known = KNOWN.get_or_init(Mutex::default).lock();
-    let compiled = known.entry(policies).or_insert_with(|| {
+    static KNOWN: OnceLock<Known<Arc<Bundle>>> = OnceLock::new();
+    once(&KNOWN, policies, || {
         let named = policies.iter().enumerate().map(|(at, yaml)| Policy {
             id: PolicyId::cluster(format!("policy-{at}")),
             spec: serde_yaml_ng::from_str(yaml).unwrap(),
@@ -78,8 +75,30 @@ pub(crate) fn bundle(policies: &'static [&'static str]) -> Arc<Bundle> {
         let compiled = compiler.compile(&named.collect::<Vec<_>>()).unwrap();
         assert_eq!(compiled.failures, []);
         Arc::new(compiled.bundle)
-    });
-    Arc::clone(compiled)
+    })
+}
+
+/// The engine that every test with these policies shares.
+fn engine(policies: &'static [&'static str]) -> Arc<PolicyEngine> {
+    static KNOWN: OnceLock<Known<Arc<PolicyEngine>>> = OnceLock::new();
+    once(&KNOWN, policies, || Arc::new(own_engine(policies)))
+}
+
+fn own_engine(policies: &'static [&'static str]) -> PolicyEngine {
+    let limits = Limits { budget: Duration::from_secs(5), ..Limits::default() };
+    let engine = PolicyEngine::new(Arc::new(Host::new(limits, None).unwrap()));
+    engine.load(&bundle(policies)).unwrap();
+    engine
+}
+
+type Known<T> = Mutex<HashMap<&'static [&'static str], T>>;
+
+fn once<T: Clone>(
+    known: &OnceLock<Known<T>>,
+    policies: &'static [&'static str],
+    make: impl FnOnce() -> T,
+) -> T {
+    known.get_or_init(Mutex::default).lock().entry(policies).or_insert_with(make).clone()
 }
 
 struct Everybody(Result<Attested, Reason>);
@@ -99,11 +118,13 @@ pub(crate) struct Plan {
     pub(crate) policies: &'static [&'static str],
     pub(crate) spec: Value,
     pub(crate) attested: Option<Reason>,
+    /// Whether it changes its policies, and so needs an engine of its own.
+    pub(crate) changes_policies: bool,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { policies: STANDARD, spec: json!({}), attested: None }
+        Self { policies: STANDARD, spec: json!({}), attested: None, changes_policies: false }
     }
 }
 
@@ -164,7 +185,7 @@ impl World {
 
     pub(crate) async fn around(upstream: Upstream, plan: Plan) -> Self {
         let ledger = tempfile::tempdir().unwrap();
-        let kernel = kernel(ledger.path(), plan.policies).await;
+        let kernel = kernel(ledger.path(), &plan).await;
         let drain = CancellationToken::new();
         let attested = match plan.attested {
             Some(reason) => Err(reason),
@@ -295,28 +316,20 @@ impl World {
     }
 }
 
-async fn kernel(folder: &std::path::Path, policies: &'static [&'static str]) -> Arc<Kernel> {
+async fn kernel(folder: &std::path::Path, plan: &Plan) -> Arc<Kernel> {
     let (book, observer) = aegis_kernel::trust_book();
     let mut options = Options::new("tests", Signer::generate("tests.example").unwrap());
     options.observers.push(observer);
     let place = Location::Sqlite(folder.join("ledger.db"));
     let journal = Journal::open(&place, options).await.unwrap();
-    let limits = Limits { budget: Duration::from_secs(5), ..Limits::default() };
-    let engine = PolicyEngine::new(Arc::new(Host::new(limits, None).unwrap()));
-    let bundle = tokio::task::spawn_blocking(move || bundle(policies)).await.unwrap();
-    engine.load(&bundle).unwrap();
+    let (policies, own) = (plan.policies, plan.changes_policies);
+    let make = move || if own { Arc::new(own_engine(policies)) } else { engine(policies) };
+    let engine = tokio::task::spawn_blocking(make).await.unwrap();
     let mut state = State::default();
     let agent: AgentId = AGENT.parse().unwrap();
     let sponsor: Sponsor = "ada@acme.example".parse().unwrap();
     state.registry.insert(agent, Registration { sponsor, capabilities: Arc::from([]) });
-    let kernel = Kernel::start(
-        journal,
-        Durability::Strict,
-        Arc::new(engine),
-        book,
-        state,
-        Arc::new(now),
-    );
+    let kernel = Kernel::start(journal, Durability::Strict, engine, book, state, Arc::new(now));
     Arc::new(kernel.await.unwrap())
 }
 

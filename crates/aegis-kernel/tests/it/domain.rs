@@ -17,7 +17,7 @@ use aegis_core::{
     policy::Scope,
 };
 use aegis_kernel::{Context, Kernel, Principal, Registration, Registry, State, trust_book};
-use aegis_policy::{Bundle, Compiler, Opa, Policy, PolicyEngine, PolicyId};
+use aegis_policy::{Bundle, Compiler, Host, Limits, Opa, Policy, PolicyEngine, PolicyId};
 use serde_json::{Value, json};
 
 /// When every test begins.
@@ -104,7 +104,9 @@ impl Domain {
         options.observers.push(observer);
         let location = Location::Sqlite(folder.join("ledger.db"));
         let journal = Journal::open(&location, options).await.unwrap();
-        let engine = Arc::new(PolicyEngine::with_defaults().unwrap());
+        // Not about speed: a busy machine must not turn an answer into a timeout.
+        let limits = Limits { budget: Duration::from_secs(10), ..Limits::default() };
+        let engine = Arc::new(PolicyEngine::new(Arc::new(Host::new(limits, None).unwrap())));
         engine.load(bundle()).unwrap();
         let clock = Arc::new(AtomicU64::new(START.as_micros()));
         let read = Arc::clone(&clock);
