@@ -32,13 +32,16 @@ pub fn edges() -> anyhow::Result<Edges> {
         .context("cannot run cargo")?;
     anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let metadata: Value = serde_json::from_slice(&output.stdout)?;
-    let packages = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
-    let name = |value: &Value| value["name"].as_str().unwrap_or_default().to_owned();
+    let packages = metadata.get("packages").and_then(Value::as_array);
+    let packages = packages.context("cargo metadata lists no packages")?;
+    let name =
+        |value: &Value| value.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
     let members: BTreeSet<String> = packages.iter().map(name).collect();
     let edges = packages.iter().map(|package| {
-        let dependencies = package["dependencies"].as_array().into_iter().flatten();
+        let dependencies = package.get("dependencies").and_then(Value::as_array);
+        let dependencies = dependencies.into_iter().flatten();
         let within = dependencies
-            .filter(|dependency| dependency["kind"].is_null())
+            .filter(|dependency| dependency.get("kind").is_none_or(Value::is_null))
             .map(name)
             .filter(|dependency| members.contains(dependency));
         (name(package), within.collect())

@@ -1,5 +1,11 @@
 //! The documents say what the sources say, and the sources keep the rules that no lint knows.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "what sets a test up may end it; the exemption of tests does not reach these functions"
+)]
+
 use std::{
     collections::BTreeMap,
     fs,

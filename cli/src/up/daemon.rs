@@ -13,7 +13,7 @@ use std::{
 use aegis_audit::{Draft, Durability, Filter, Journal, Kind, Location, Options, Outcome, Signer};
 use aegis_ca::{IdentityManager, Subject, WorkloadSocket};
 use aegis_core::{AgentId, Timestamp, TrustDomain};
-use aegis_kernel::{Kernel, trust_book};
+use aegis_kernel::{Kernel, State, trust_book, trust_book::TrustBook};
 use aegis_policy::{
     Compiler, Host, Limits, ModuleCache, Opa, PolicyEngine, PolicyState, PolicyStatus,
 };
@@ -84,6 +84,12 @@ impl Daemon {
             args.config.display(),
             args.config.display()
         );
+        let configuration = Configuration::read(&args.config, &args.trust_domain)?;
+        anyhow::ensure!(
+            !configuration.incomplete,
+            "{}\nnothing was in force before, so nothing could stay in force: mend or remove these documents",
+            configuration.problems.join("\n")
+        );
         let admin = TcpListener::bind(args.admin).await.with_context(|| {
             format!(
                 "cannot listen on {} for metrics and health; choose another with --admin",
@@ -93,27 +99,11 @@ impl Daemon {
         let control = bind_control(&args.state.join("control.sock"))?;
         let (book, observer) = trust_book();
         let (journal, location) = open_journal(args, observer).await?;
-        let engine = Arc::new(engine(args)?);
         let compiler =
             Compiler::new(Opa::locate()?, Some(ModuleCache::open(args.state.join("policies"))?));
-        let configuration = Configuration::read(&args.config, &args.trust_domain)?;
-        anyhow::ensure!(
-            !configuration.incomplete,
-            "{}\nnothing was in force before, so nothing could stay in force: mend or remove these documents",
-            configuration.problems.join("\n")
-        );
-        let durability = match args.audit {
-            AuditMode::Strict => Durability::Strict,
-            AuditMode::Overlap => Durability::Overlap,
-            AuditMode::Buffered => Durability::Buffered,
-        };
         let authority = identity::open(&args.state.join("ca"), &args.trust_domain, &journal)?;
-        let mut first = configuration.state.clone();
-        first.confirmed_at = Some(now());
-        first.revoked = revoked(&authority);
-        first.quarantined = quarantined(&journal).await?;
-        let kernel = Kernel::start(journal, durability, engine, book, first, Arc::new(now)).await?;
-        let kernel = Arc::new(kernel);
+        let kernel =
+            start_kernel(args, journal, book, configuration.state.clone(), &authority).await?;
         let metrics = Registry::new();
         let attest = Arc::new(LocalAttest::default());
         let shared = Arc::new(Shared {
@@ -149,19 +139,22 @@ impl Daemon {
             drain,
         });
         daemon.apply(configuration).await?;
-        let broken: Vec<String> = daemon
-            .policies
-            .lock()
-            .iter()
-            .filter(|status| status.state == PolicyState::Failed)
-            .map(|status| format!("policy {}: {}", status.policy, status.message))
-            .collect();
+        daemon.refuse_broken_policies()?;
+        Ok(daemon)
+    }
+
+    /// A policy that is broken from the start has no last good version that could protect.
+    fn refuse_broken_policies(&self) -> anyhow::Result<()> {
+        let policies = self.policies.lock();
+        let failed = policies.iter().filter(|status| status.state == PolicyState::Failed);
+        let broken: Vec<String> =
+            failed.map(|status| format!("policy {}: {}", status.policy, status.message)).collect();
         anyhow::ensure!(
             broken.is_empty(),
             "{}\nnothing was in force before, so nothing could stay in force: mend or remove these policies",
             broken.join("\n")
         );
-        Ok(daemon)
+        Ok(())
     }
 
     /// Says where everything is.
@@ -428,6 +421,27 @@ impl Daemon {
         self.kernel.confirm(state);
         self.kernel.forget_approvals(now().minus(REMEMBER));
     }
+}
+
+/// The kernel, with what people ordered before this start.
+async fn start_kernel(
+    args: &Args,
+    journal: Journal,
+    book: Arc<Mutex<TrustBook>>,
+    mut state: State,
+    authority: &IdentityManager,
+) -> anyhow::Result<Arc<Kernel>> {
+    let durability = match args.audit {
+        AuditMode::Strict => Durability::Strict,
+        AuditMode::Overlap => Durability::Overlap,
+        AuditMode::Buffered => Durability::Buffered,
+    };
+    state.confirmed_at = Some(now());
+    state.revoked = revoked(authority);
+    state.quarantined = quarantined(&journal).await?;
+    let engine = Arc::new(engine(args)?);
+    let kernel = Kernel::start(journal, durability, engine, book, state, Arc::new(now)).await?;
+    Ok(Arc::new(kernel))
 }
 
 /// Identities that the CA has revoked: they stay so.

@@ -1,3 +1,5 @@
+//! Tests of the module `json`.
+
 use proptest::prelude::*;
 use serde_json::json;
 

@@ -1,3 +1,5 @@
+//! Tests of the module `client`.
+
 use aegis_core::decision::Reason;
 use http::{HeaderName, HeaderValue};
 use serde_json::json;

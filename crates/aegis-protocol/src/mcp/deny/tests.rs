@@ -1,3 +1,5 @@
+//! Tests of the module `deny`.
+
 use super::*;
 use crate::mcp::LegacyVersion;
 
