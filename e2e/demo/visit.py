@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 
 from mcp import ClientSession, StdioServerParameters
 from mcp.client.stdio import stdio_client
@@ -104,7 +105,12 @@ def prove(seen):
         print("\nproofs, checked offline")
         for index in seen:
             proof = f"{folder}/{index}.tlog-proof"
-            subprocess.run([options.aegis, "audit", "prove", str(index), "-O", proof], check=True, capture_output=True)
+            # A checkpoint is signed every second; the newest entries wait for the next one.
+            deadline = time.monotonic() + 30
+            while subprocess.run([options.aegis, "audit", "prove", str(index), "-O", proof], capture_output=True).returncode:
+                if time.monotonic() > deadline:
+                    sys.exit(f"entry {index} cannot be proven")
+                time.sleep(0.2)
             subprocess.run([options.aegis, "audit", "check-proof", proof, "--key", key], check=True, capture_output=True)
             print(f"  entry {index}: included, {proof.rsplit('/', 1)[1]} verifies")
         for suffix in ("", "-wal", "-shm"):
