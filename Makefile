@@ -22,8 +22,9 @@ check: ## The inner loop: format, lints, unit tests of the core crates
 bench: ## Measure, side by side with peers, and print method and machine
 	@./bench/run.sh
 
-conformance: ## The MCP conformance suites and all of OPA's test cases, direct and through Aegis
-	@./e2e/conformance.sh
+conformance: ## The MCP conformance suites in both eras, direct and through Aegis
+	cargo build --quiet -p aegis
+	@AEGIS_BIN=$(CARGO_TARGET_DIR)/debug/aegis ./e2e/conformance.sh
 
 gen: ## Write what is generated: reference documentation
 	cargo run --quiet -p aegis -- reference docs/reference
