@@ -67,11 +67,6 @@ struct Attesting {
     daemon: Arc<Daemon>,
 }
 
-struct AttestedStream {
-    stream: tokio::net::UnixStream,
-    asker: Asker,
-}
-
 impl axum::serve::Listener for Attesting {
     type Io = tokio::net::UnixStream;
     type Addr = Asker;
@@ -82,9 +77,7 @@ impl axum::serve::Listener for Attesting {
                 Ok((stream, _)) => {
                     let uid = stream.peer_cred().ok().map(|credentials| credentials.uid());
                     let attested = self.daemon.attest.unix(&stream);
-                    let AttestedStream { stream, asker } =
-                        AttestedStream { stream, asker: Asker { uid, attested } };
-                    return (stream, asker);
+                    return (stream, Asker { uid, attested });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the control socket cannot accept");
