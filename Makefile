@@ -22,9 +22,10 @@ check: ## The inner loop: format, lints, unit tests of the core crates
 bench: ## Measure, side by side with peers, and print method and machine
 	@./bench/run.sh
 
-conformance: ## The MCP conformance suites in both eras, direct and through Aegis
+conformance: ## The MCP suites in both eras, direct and through Aegis, and all of OPA's own cases
 	cargo build --quiet -p aegis
 	@AEGIS_BIN=$(CARGO_TARGET_DIR)/debug/aegis ./e2e/conformance.sh
+	AEGIS_CONFORMANCE=1 cargo test --quiet -p aegis-policy --test conformance
 
 gen: ## Write what is generated: reference documentation
 	cargo run --quiet -p aegis -- reference docs/reference
