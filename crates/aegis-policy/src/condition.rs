@@ -15,12 +15,15 @@ use crate::{
     projection::{self, FieldType, Projection},
 };
 
-/// A condition in Rego: what stands in the rule's body, and the helper rules it calls.
+/// A condition in Rego: the bodies any of which holds, in lines, and the helper rules they call.
 #[derive(Debug, Default)]
 pub(crate) struct Translated {
-    pub(crate) body: Vec<String>,
+    pub(crate) bodies: Vec<Vec<String>>,
     pub(crate) helpers: Vec<String>,
 }
+
+/// The most items of a list that are compared one by one.
+pub(crate) const FEW: usize = 8;
 
 /// Whether a condition looks at the arguments.
 pub(crate) fn reads_arguments(condition: &Condition) -> bool {
@@ -45,7 +48,7 @@ pub(crate) fn translate(
         (Place::Many(select), Test::Presence { wanted }) => {
             let comparison = if *wanted { ">" } else { "==" };
             Translated {
-                body: vec![format!("count(s{id}) {comparison} 0")],
+                bodies: vec![vec![format!("count(s{id}) {comparison} 0")]],
                 helpers: vec![format!("s{id} := [v | {select}]")],
             }
         }
@@ -61,7 +64,7 @@ pub(crate) fn translate(
 fn presence(reference: &str, wanted: bool, id: &str) -> Translated {
     let not = if wanted { "" } else { "not " };
     Translated {
-        body: vec![format!("{not}h{id}")],
+        bodies: vec![vec![format!("{not}h{id}")]],
         helpers: vec![format!("h{id} if {{ v := {reference}; v == v }}")],
     }
 }
@@ -74,21 +77,23 @@ fn one(
     id: &str,
 ) -> Translated {
     let bodies = alternatives.bodies(open);
-    if let ([single], true) = (bodies.as_slice(), open || !negated) {
+    if open || !negated {
         // Bound first, so that `not` cannot speak about a value that is not there.
-        let body = vec![format!("v{id} := {reference}"), single.replace(HERE, &format!("v{id}"))];
-        return Translated { body, helpers: alternatives.helpers(open) };
+        let bound = format!("v{id} := {reference}");
+        let bodies = bodies
+            .iter()
+            .map(|body| vec![bound.clone(), body.replace(HERE, &format!("v{id}"))])
+            .collect();
+        return Translated { bodies, helpers: alternatives.helpers(open) };
     }
     let mut helpers: Vec<String> = bodies
         .iter()
         .map(|body| format!("m{id} if {{ v := {reference}; {} }}", body.replace(HERE, "v")))
         .chain(alternatives.helpers(open))
         .collect();
-    if negated && !open {
-        helpers.push(format!("h{id} if {{ v := {reference}; v == v }}"));
-        helpers.push(format!("m{id} if not h{id}"));
-    }
-    Translated { body: vec![format!("m{id}")], helpers }
+    helpers.push(format!("h{id} if {{ v := {reference}; v == v }}"));
+    helpers.push(format!("m{id} if not h{id}"));
+    Translated { bodies: vec![vec![format!("m{id}")]], helpers }
 }
 
 fn many(
@@ -105,13 +110,13 @@ fn many(
     helpers.extend(alternatives.helpers(open));
     if open {
         let body = vec![format!("count(s{id}) > 0"), format!("every v in s{id} {{ m{id}(v) }}")];
-        return Translated { body, helpers };
+        return Translated { bodies: vec![body], helpers };
     }
     helpers.push(format!("a{id} if {{ some v in s{id}; m{id}(v) }}"));
     if negated {
         helpers.push(format!("a{id} if count(s{id}) == 0"));
     }
-    Translated { body: vec![format!("a{id}")], helpers }
+    Translated { bodies: vec![vec![format!("a{id}")]], helpers }
 }
 
 // === where ===
@@ -146,7 +151,12 @@ impl Place {
                 })?;
                 test.suits(kind, field, condition.operator)?;
                 projection.add(&field.split('.').collect::<Vec<_>>());
-                Ok(Self::One(format!("input.{field}")))
+                // The members of `context.risk` stand under it.
+                let mut parts = field.splitn(3, '.');
+                let leaf = parts.by_ref().take(2).collect::<Vec<_>>().join(".");
+                let member = parts.next().map(|name| format!(".{name}")).unwrap_or_default();
+                let leaf = text(projection::flat_name(&leaf));
+                Ok(Self::One(format!("input[{leaf}]{member}")))
             }
             (Some(_), Some(_)) => Err("it names both `argument` and `field`; keep one".to_owned()),
             (None, None) => Err("it names neither `argument` nor `field`; add one".to_owned()),
@@ -154,9 +164,14 @@ impl Place {
     }
 
     fn of_path(path: &JsonPath) -> Self {
-        let mut reference = "input.action.arguments".to_owned();
+        let mut steps = path.steps.iter().enumerate().peekable();
+        // A member of the top level is a leaf of its own.
+        let mut reference = match steps.next_if(|(_, step)| matches!(step, Step::Name(_))) {
+            Some((_, Step::Name(name))) => format!("input[{}]", text(&format!("$.{name}"))),
+            _ => "input[\"$\"]".to_owned(),
+        };
         let mut body = Vec::new();
-        for (i, step) in path.steps.iter().enumerate() {
+        for (i, step) in steps {
             match step {
                 Step::Name(name) => reference.push_str(&format!("[{}]", text(name))),
                 Step::Index(index) => reference.push_str(&format!("[{index}]")),
@@ -383,8 +398,21 @@ fn membership(value: &Value, name: &str, negated: bool) -> Result<Alternatives, 
         .filter(|items| !items.is_empty())
         .ok_or_else(|| format!("`{name}` needs a list with at least one item as its `value`"))?;
     let items: Vec<String> = items.iter().map(Value::to_string).collect();
-    let not = if negated { "not " } else { "" };
-    Ok(Alternatives::total(format!("{not}{HERE} in {{{}}}", items.join(", "))))
+    // A module makes a set anew for each evaluation; a few comparisons cost less.
+    let compared = |operator: &str| -> Vec<String> {
+        items.iter().map(|item| format!("{HERE} {operator} {item}")).collect()
+    };
+    match (items.len() <= FEW, negated) {
+        (true, false) => {
+            let bodies = compared("==");
+            Ok(Alternatives { open: bodies.clone(), closed: bodies, helper: None })
+        }
+        (true, true) => Ok(Alternatives::total(compared("!=").join("; "))),
+        (false, _) => {
+            let not = if negated { "not " } else { "" };
+            Ok(Alternatives::total(format!("{not}{HERE} in {{{}}}", items.join(", "))))
+        }
+    }
 }
 
 fn contains(value: &Value, negated: bool) -> Alternatives {

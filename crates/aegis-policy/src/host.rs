@@ -517,8 +517,8 @@ fn dispatch(mut caller: Caller<'_, State>, id: u32, args: &[u32]) -> Result<u32,
     match (callee, args) {
         (Callee::Predicate(kind), [pattern, subject]) => {
             let (data, state) = env.memory.data_and_store_mut(caller.as_context_mut());
-            let texts = memory::text(data, *pattern).zip(memory::text(data, *subject));
-            let answer = texts.and_then(|(p, s)| state.patterns.test(kind, p, s));
+            let texts = memory::text(data, *pattern).zip(memory::readable(data, *subject));
+            let answer = texts.and_then(|(p, s)| state.patterns.test(kind, p, &s));
             Ok(match answer {
                 Some(true) => env.yes,
                 Some(false) => env.no,

@@ -3,7 +3,10 @@
 //! The layout is that of OPA's `value.h`, ABI 1.2, 32 bits, little-endian. Every read is bounds
 //! checked and the depth is bounded: what a module leaves in its memory is not trusted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use crate::value::{Number, Value};
 
@@ -36,15 +39,35 @@ fn slice(memory: &[u8], at: u32, len: u32) -> Option<&[u8]> {
     memory.get(at..at.checked_add(usize::try_from(len).ok()?)?)
 }
 
-/// The text of a string value, borrowed; `None` if it is not a string.
+/// The text of a string value, borrowed; `None` if it is not a string, or not UTF-8.
 #[must_use]
 pub(crate) fn text(memory: &[u8], at: u32) -> Option<&str> {
+    std::str::from_utf8(string(memory, at)?).ok()
+}
+
+/// As [`text`], with U+FFFD for each byte that is not UTF-8, as Go's regular expressions read it:
+/// what `base64.decode` gives may be any bytes, and one wrong byte must not hide the others.
+#[must_use]
+pub(crate) fn readable(memory: &[u8], at: u32) -> Option<Cow<'_, str>> {
+    let raw = string(memory, at)?;
+    if let Ok(text) = std::str::from_utf8(raw) {
+        return Some(Cow::Borrowed(text));
+    }
+    let mut text = String::with_capacity(raw.len());
+    for chunk in raw.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|_| char::REPLACEMENT_CHARACTER));
+    }
+    Some(Cow::Owned(text))
+}
+
+/// The bytes of a string value; `None` if it is not a string.
+fn string(memory: &[u8], at: u32) -> Option<&[u8]> {
     let [kind] = bytes::<1>(memory, at)?;
     if kind != STRING && kind != STRING_INTERNED {
         return None;
     }
-    let raw = slice(memory, word(memory, at, 8)?, word(memory, at, 4)?)?;
-    std::str::from_utf8(raw).ok()
+    slice(memory, word(memory, at, 8)?, word(memory, at, 4)?)
 }
 
 /// A NUL-terminated text.

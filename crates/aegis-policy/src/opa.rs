@@ -5,7 +5,7 @@ use std::{
     env, fs,
     io::{self, Read},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
     sync::OnceLock,
 };
 
@@ -14,6 +14,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{builtins, predicate::Kind};
+
+/// How `opa test` ends when it ran, and tests failed: its output names them.
+const TESTS_FAILED: i32 = 2;
 
 /// Why `opa` was of no use.
 #[derive(Debug, thiserror::Error)]
@@ -120,21 +123,19 @@ impl Opa {
 
     /// Runs it and gives what it printed; a failure carries its complaints.
     fn run(&self, args: &[&str], folder: Option<&Path>) -> Result<String, OpaError> {
+        printed(&self.output(args, folder)?)
+    }
+
+    fn output(&self, args: &[&str], folder: Option<&Path>) -> Result<Output, OpaError> {
         let mut command = Command::new(&self.program);
         command.args(args).stdin(Stdio::null());
         if let Some(folder) = folder {
             command.current_dir(folder);
         }
-        let output = command.output().map_err(|error| match error.kind() {
+        command.output().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => OpaError::Missing,
             _ => self.broken(error.to_string()),
-        })?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        if output.status.success() {
-            return Ok(text);
-        }
-        let complaints = String::from_utf8_lossy(&output.stderr).into_owned();
-        Err(OpaError::Refused(read_complaints(&text, &complaints)))
+        })
     }
 
     /// What policies may use: `opa`'s own capabilities without every builtin that is not
@@ -254,8 +255,12 @@ impl Opa {
             args.push(absolute.display().to_string());
         }
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        match self.run(&args, Some(folder.path())) {
-            Ok(output) => Ok((true, output)),
+        let output = self.output(&args, Some(folder.path()))?;
+        if output.status.code() == Some(TESTS_FAILED) {
+            return Ok((false, String::from_utf8_lossy(&output.stdout).into_owned()));
+        }
+        match printed(&output) {
+            Ok(text) => Ok((true, text)),
             Err(refused @ OpaError::Refused(_)) => Ok((false, refused.to_string())),
             Err(other) => Err(other),
         }
@@ -294,6 +299,16 @@ impl Opa {
         fs::write(folder.join(name), bytes)
             .map_err(|error| self.broken(format!("{name} cannot be written for it: {error}")))
     }
+}
+
+/// What it printed; where it failed, its complaints.
+fn printed(output: &Output) -> Result<String, OpaError> {
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        return Ok(text);
+    }
+    let complaints = String::from_utf8_lossy(&output.stderr).into_owned();
+    Err(OpaError::Refused(read_complaints(&text, &complaints)))
 }
 
 fn search() -> Option<PathBuf> {

@@ -2,6 +2,10 @@
 //!
 //! The policy engine's cost is mostly the module parsing its input, so what no rule reads is
 //! not written. A policy whose references cannot be told apart gets the whole document.
+//!
+//! Raw Rego sees the document in its documented form. Rules that Aegis translates see the same leaves
+//! in one flat object, `{"tool":…,"trust":…,"$.query":…}`, because nested objects cost a module more
+//! than what is in them.
 
 use aegis_core::input::Input;
 use serde::{Deserialize, Serialize};
@@ -81,6 +85,9 @@ pub struct Projection {
     fields: u64,
     arguments: Arguments,
     whole: bool,
+    /// Whether the leaves are written in one flat object.
+    #[serde(default)]
+    flat: bool,
 }
 
 /// Which arguments.
@@ -94,24 +101,40 @@ enum Arguments {
     Members(Vec<String>),
     /// All.
     All,
+    /// All, and in a flat object also these members of the top level by themselves.
+    AllAndMembers(Vec<String>),
 }
 
 impl Projection {
     /// The whole document.
     #[must_use]
     pub const fn whole() -> Self {
-        Self { fields: 0, arguments: Arguments::All, whole: true }
+        Self { fields: 0, arguments: Arguments::All, whole: true, flat: false }
+    }
+
+    /// Nothing yet, to be written as one flat object.
+    #[must_use]
+    pub const fn flat() -> Self {
+        Self { fields: 0, arguments: Arguments::None, whole: false, flat: true }
     }
 
     /// Adds what a reference `input.<path>` reads: a leaf, everything below a section, or, where
     /// the path is empty or unknown, the whole document.
     pub fn add(&mut self, path: &[&str]) {
         match path {
-            ["action", "arguments"] => self.arguments = Arguments::All,
+            ["action", "arguments"] => {
+                self.arguments = match std::mem::take(&mut self.arguments) {
+                    _ if !self.flat => Arguments::All,
+                    Arguments::Members(members) | Arguments::AllAndMembers(members) => {
+                        Arguments::AllAndMembers(members)
+                    }
+                    Arguments::None | Arguments::All => Arguments::AllAndMembers(Vec::new()),
+                };
+            }
             ["action", "arguments", member, ..] => match &mut self.arguments {
                 Arguments::All => {}
                 Arguments::None => self.arguments = Arguments::Members(vec![(*member).to_owned()]),
-                Arguments::Members(members) => {
+                Arguments::Members(members) | Arguments::AllAndMembers(members) => {
                     if !members.iter().any(|known| known == member) {
                         members.push((*member).to_owned());
                     }
@@ -126,24 +149,6 @@ impl Projection {
             }
             ["provenance"] => self.fields |= 0b111 << 14,
             _ => *self = Self::whole(),
-        }
-    }
-
-    /// Adds what another reads.
-    pub fn join(&mut self, other: &Self) {
-        if other.whole {
-            *self = Self::whole();
-            return;
-        }
-        self.fields |= other.fields;
-        match &other.arguments {
-            Arguments::None => {}
-            Arguments::All => self.arguments = Arguments::All,
-            Arguments::Members(members) => {
-                for member in members {
-                    self.add(&["action", "arguments", member]);
-                }
-            }
         }
     }
 
@@ -167,24 +172,30 @@ impl Projection {
         if self.whole {
             return write_whole(input, arguments, out);
         }
-        let mut fields = self.fields;
-        let mut section = "";
+        let empty = Value::Object(serde_json::Map::new());
+        let value = if arguments { input.action.arguments } else { &empty };
         out.push(b'{');
+        if self.flat {
+            self.arguments.write_flat(value, out)?;
+            for (i, name) in self.present(input) {
+                comma(out);
+                name_member(flat_name(name), out);
+                write_leaf(input, i, out)?;
+            }
+            out.push(b'}');
+            return Ok(());
+        }
+        let mut section = "";
         if !matches!(self.arguments, Arguments::None) {
             open(out, &mut section, "action");
-            out.extend_from_slice(b"\"arguments\":");
-            let empty = Value::Object(serde_json::Map::new());
-            let value = if arguments { input.action.arguments } else { &empty };
+            name_member("arguments", out);
             self.arguments.write(value, out)?;
         }
-        while fields != 0 {
-            let i = fields.trailing_zeros();
-            fields &= fields - 1;
-            let Some((name, _)) = usize::try_from(i).ok().and_then(|i| FIELDS.get(i)) else {
-                break;
-            };
+        for (i, name) in self.present(input) {
             if let Some((of, member)) = name.split_once('.') {
-                write_field(input, i, of, member, &mut section, out)?;
+                open(out, &mut section, of);
+                name_member(member, out);
+                write_leaf(input, i, out)?;
             }
         }
         if !section.is_empty() {
@@ -193,6 +204,37 @@ impl Projection {
         out.push(b'}');
         Ok(())
     }
+
+    /// The wanted fields that the input has, in order.
+    fn present<'a>(
+        &self,
+        input: &'a Input<'_>,
+    ) -> impl Iterator<Item = (usize, &'static str)> + 'a {
+        let fields = self.fields;
+        let wanted = FIELDS.iter().enumerate().filter(move |(i, _)| (fields >> i) & 1 == 1);
+        wanted.map(|(i, (name, _))| (i, *name)).filter(move |(i, _)| !is_absent(input, *i))
+    }
+}
+
+/// The name of a field in a flat object: the last part, which is its own but for one.
+pub(crate) fn flat_name(field: &str) -> &str {
+    match field {
+        "provenance.trust" => "signer_trust",
+        other => other.split_once('.').map_or(other, |(_, member)| member),
+    }
+}
+
+fn comma(out: &mut Vec<u8>) {
+    if out.last() != Some(&b'{') {
+        out.push(b',');
+    }
+}
+
+/// A name that needs no escape, and the colon.
+fn name_member(name: &str, out: &mut Vec<u8>) {
+    out.push(b'"');
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b"\":");
 }
 
 impl Arguments {
@@ -218,6 +260,31 @@ impl Arguments {
             _ => write_value(value, out),
         }
     }
+
+    /// `$` for all and `$.<name>` for a member.
+    fn write_flat(&self, value: &Value, out: &mut Vec<u8>) -> Result<(), serde_json::Error> {
+        let (all, wanted) = match self {
+            Self::None => return Ok(()),
+            Self::All => (true, &[][..]),
+            Self::Members(members) => (false, members.as_slice()),
+            Self::AllAndMembers(members) => (true, members.as_slice()),
+        };
+        if all {
+            name_member("$", out);
+            write_value(value, out)?;
+        }
+        let Value::Object(members) = value else { return Ok(()) };
+        for name in wanted {
+            if let Some(member) = members.get(name) {
+                comma(out);
+                out.extend_from_slice(b"\"$.");
+                write_escaped(name, out)?;
+                out.extend_from_slice(b"\":");
+                write_value(member, out)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 fn write_value(value: &Value, out: &mut Vec<u8>) -> Result<(), serde_json::Error> {
@@ -227,14 +294,26 @@ fn write_value(value: &Value, out: &mut Vec<u8>) -> Result<(), serde_json::Error
     }
 }
 
-/// A string; most need no escape.
 fn write_text(text: &str, out: &mut Vec<u8>) -> Result<(), serde_json::Error> {
-    if text.bytes().any(|b| b < 0x20 || b == b'"' || b == b'\\') {
-        return serde_json::to_writer(out, text);
+    out.push(b'"');
+    write_escaped(text, out)?;
+    out.push(b'"');
+    Ok(())
+}
+
+/// The inside of a string; most need no escape.
+fn write_escaped(text: &str, out: &mut Vec<u8>) -> Result<(), serde_json::Error> {
+    // Without a branch a byte, so that many are looked at at once.
+    let special = |b: u8| (b < 0x20) | (b == b'"') | (b == b'\\');
+    if !text.as_bytes().iter().fold(false, |found, b| found | special(*b)) {
+        out.extend_from_slice(text.as_bytes());
+        return Ok(());
     }
-    out.push(b'"');
-    out.extend_from_slice(text.as_bytes());
-    out.push(b'"');
+    let start = out.len();
+    serde_json::to_writer(&mut *out, text)?;
+    // Without the quotes around it.
+    out.remove(start);
+    out.pop();
     Ok(())
 }
 
@@ -253,32 +332,20 @@ fn open(out: &mut Vec<u8>, current: &mut &'static str, section: &'static str) {
     out.extend_from_slice(b"\":{");
 }
 
-fn write_field(
-    input: &Input<'_>,
-    index: u32,
-    of: &'static str,
-    member: &'static str,
-    section: &mut &'static str,
-    out: &mut Vec<u8>,
-) -> Result<(), serde_json::Error> {
-    let (action, principal, context) = (&input.action, &input.principal, &input.context);
-    let provenance = input.provenance.as_ref();
-    let absent = match index {
-        4 => action.tool.is_none(),
-        5 => action.resource.is_none(),
-        14..=16 => provenance.is_none(),
-        18 => context.intent.is_none(),
-        19 => context.session.is_none(),
+fn is_absent(input: &Input<'_>, field: usize) -> bool {
+    match field {
+        4 => input.action.tool.is_none(),
+        5 => input.action.resource.is_none(),
+        14..=16 => input.provenance.is_none(),
+        18 => input.context.intent.is_none(),
+        19 => input.context.session.is_none(),
         _ => false,
-    };
-    if absent {
-        return Ok(());
     }
-    open(out, section, of);
-    out.push(b'"');
-    out.extend_from_slice(member.as_bytes());
-    out.extend_from_slice(b"\":");
-    let text = match index {
+}
+
+fn write_leaf(input: &Input<'_>, field: usize, out: &mut Vec<u8>) -> Result<(), serde_json::Error> {
+    let (action, principal, context) = (&input.action, &input.principal, &input.context);
+    let text = match field {
         0 => action.kind.as_str(),
         1 => action.protocol.as_str(),
         2 => action.method,
@@ -291,12 +358,16 @@ fn write_field(
         10 => principal.sponsor,
         18 => context.intent.unwrap_or_default(),
         19 => context.session.unwrap_or_default(),
-        _ => return write_other(input, index, out),
+        _ => return write_other(input, field, out),
     };
     write_text(text, out)
 }
 
-fn write_other(input: &Input<'_>, index: u32, out: &mut Vec<u8>) -> Result<(), serde_json::Error> {
+fn write_other(
+    input: &Input<'_>,
+    index: usize,
+    out: &mut Vec<u8>,
+) -> Result<(), serde_json::Error> {
     let (principal, context) = (&input.principal, &input.context);
     match (index, input.provenance.as_ref()) {
         (6, _) => serde_json::to_writer(out, &input.action.digest),
@@ -330,4 +401,41 @@ fn write_whole(
     let mut without = input.clone();
     without.action.arguments = &empty;
     serde_json::to_writer(out, &without)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_in_a_flat_object_are_distinct() {
+        let names: BTreeSet<_> = FIELDS.iter().map(|(name, _)| flat_name(name)).collect();
+        assert_eq!(names.len(), FIELDS.len());
+        assert!(names.iter().all(|name| !name.starts_with('$')));
+    }
+
+    #[test]
+    fn arguments_in_a_flat_object_are_leaves() {
+        let arguments = serde_json::json!({ "a\"b": 1, "c": "x\\y" });
+        let written = |paths: &[&[&str]], value: &Value| {
+            let mut projection = Projection::flat();
+            paths.iter().for_each(|path| projection.add(path));
+            let mut out = b"{".to_vec();
+            projection.arguments.write_flat(value, &mut out).unwrap();
+            out.push(b'}');
+            serde_json::from_slice::<Value>(&out).unwrap()
+        };
+        let (one, other) = (["action", "arguments", "a\"b"], ["action", "arguments", "c"]);
+        let missing = ["action", "arguments", "d"];
+        let all = ["action", "arguments"];
+        let members = serde_json::json!({ "$.a\"b": 1, "$.c": "x\\y" });
+        assert_eq!(written(&[&one, &missing, &other], &arguments), members);
+        for order in [[&one[..], &all[..]], [&all[..], &one[..]]] {
+            let expected = serde_json::json!({ "$.a\"b": 1, "$": arguments });
+            assert_eq!(written(&order, &arguments), expected);
+        }
+        assert_eq!(written(&[&one], &serde_json::json!([1])), serde_json::json!({}));
+    }
 }

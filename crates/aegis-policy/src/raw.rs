@@ -10,7 +10,9 @@
 //!
 //! Anything else of these names is a result that cannot be read, and that denies. `regex.match` is
 //! answered by the host, which compiles a pattern once; the module's own text is not changed in
-//! meaning. References to `input` are found in the parsed module, so that only what it reads is
+//! meaning: text that is not UTF-8 is matched as OPA matches it. An error of a builtin is undefined, as
+//! in OPA unless it is told to be strict: modules rely on it, and the host sees the errors only of those
+//! builtins that it answers itself. References to `input` are found in the parsed module, so that only what it reads is
 //! written; a module that takes `input` as a whole, or replaces it, gets the whole document.
 
 use std::collections::BTreeSet;

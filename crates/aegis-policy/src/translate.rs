@@ -65,7 +65,7 @@ pub struct Translation {
 /// The first thing that is wrong.
 pub fn translate(spec: &PolicySpec) -> Result<Translation, TranslateError> {
     check_policy(spec)?;
-    let mut projection = Projection::default();
+    let mut projection = Projection::flat();
     let mut verdict = Vec::new();
     let mut visible = Vec::new();
     let mut helpers = Vec::new();
@@ -73,10 +73,9 @@ pub fn translate(spec: &PolicySpec) -> Result<Translation, TranslateError> {
         spec.rules.iter().any(|rule| rule.when.iter().any(condition::reads_arguments));
     for (i, rule) in spec.rules.iter().enumerate() {
         check_rule(rule)?;
-        let mut body = Vec::new();
-        names(&rule.tools, "tool", &format!("t{i}"), &mut body, &mut helpers, &mut projection);
-        names(&rule.methods, "method", &format!("n{i}"), &mut body, &mut helpers, &mut projection);
-        let mut seen = body.clone();
+        let mut parts = Vec::new();
+        parts.extend(names(&rule.tools, "tool", &format!("t{i}"), &mut projection));
+        parts.extend(names(&rule.methods, "method", &format!("n{i}"), &mut projection));
         let mut seen_possible = true;
         for (j, condition) in rule.when.iter().enumerate() {
             let id = format!("{i}_{j}");
@@ -86,17 +85,15 @@ pub fn translate(spec: &PolicySpec) -> Result<Translation, TranslateError> {
                     condition: j + 1,
                     message,
                 })?;
-            if !condition::reads_arguments(condition) {
-                seen.extend(translated.body.iter().cloned());
-            } else if rule.effect != Effect::Allow {
-                seen_possible = false;
-            }
-            body.extend(translated.body);
+            let seen = !condition::reads_arguments(condition);
+            seen_possible &= seen || rule.effect == Effect::Allow;
+            parts.push(Part { helper: format!("c{id}"), bodies: translated.bodies, seen });
             helpers.extend(translated.helpers);
         }
-        verdict.push(head("verdict", i, &rule.name, &body));
+        gather(&mut parts, &mut helpers);
+        verdict.push(heads("verdict", i, &rule.name, parts.iter()));
         if has_visible && seen_possible {
-            visible.push(head("visible", i, &rule.name, &seen));
+            visible.push(heads("visible", i, &rule.name, parts.iter().filter(|part| part.seen)));
         }
     }
     if has_visible && visible.is_empty() {
@@ -108,12 +105,57 @@ pub fn translate(spec: &PolicySpec) -> Result<Translation, TranslateError> {
     Ok(Translation { body: lines.join("\n"), has_visible, projection })
 }
 
-fn head(entry: &str, index: usize, name: &str, body: &[String]) -> String {
-    let comment = name.replace(['\n', '\r'], " ");
-    if body.is_empty() {
-        return format!("# {comment}\n{entry} contains {index}");
+/// One of the parts of a rule that must all hold: any of its bodies, each in lines.
+struct Part {
+    /// The name of a helper rule that may stand for it.
+    helper: String,
+    bodies: Vec<Vec<String>>,
+    /// Whether it is known in a list.
+    seen: bool,
+}
+
+/// Gives parts with several bodies a helper rule each, where writing out all combinations would
+/// take too many rules. A helper costs a call, and its answer is looked up.
+fn gather(parts: &mut [Part], helpers: &mut Vec<String>) {
+    if parts.iter().map(|part| part.bodies.len()).product::<usize>() <= condition::FEW {
+        return;
     }
-    format!("# {comment}\n{entry} contains {index} if {{\n\t{}\n}}", body.join("\n\t"))
+    for part in parts.iter_mut().filter(|part| part.bodies.len() > 1) {
+        let name = &part.helper;
+        let rules =
+            part.bodies.iter().map(|body| format!("{name} if {{\n\t{}\n}}", body.join("\n\t")));
+        helpers.extend(rules);
+        part.bodies = vec![vec![name.clone()]];
+    }
+}
+
+/// A rule for each combination of its parts' bodies.
+fn heads<'a>(
+    entry: &str,
+    index: usize,
+    name: &str,
+    parts: impl Iterator<Item = &'a Part>,
+) -> String {
+    let mut combined: Vec<Vec<&str>> = vec![Vec::new()];
+    for part in parts {
+        let mut longer = Vec::new();
+        for lines in &combined {
+            for body in &part.bodies {
+                let body = body.iter().map(String::as_str);
+                longer.push(lines.iter().copied().chain(body).collect());
+            }
+        }
+        combined = longer;
+    }
+    let comment = name.replace(['\n', '\r'], " ");
+    let mut out = format!("# {comment}");
+    for lines in combined {
+        out.push_str(&format!("\n{entry} contains {index}"));
+        if !lines.is_empty() {
+            out.push_str(&format!(" if {{\n\t{}\n}}", lines.join("\n\t")));
+        }
+    }
+    out
 }
 
 /// Whether a text is a glob rather than a plain name.
@@ -122,37 +164,24 @@ pub(crate) fn is_glob(text: &str) -> bool {
 }
 
 /// A rule's own narrowing to tools or methods.
-fn names(
-    globs: &[String],
-    field: &str,
-    helper: &str,
-    body: &mut Vec<String>,
-    helpers: &mut Vec<String>,
-    projection: &mut Projection,
-) {
+fn names(globs: &[String], field: &str, helper: &str, projection: &mut Projection) -> Option<Part> {
     if globs.is_empty() {
-        return;
+        return None;
     }
     projection.add(&["action", field]);
-    let reference = format!("input.action.{field}");
+    let reference = format!("input.{field}");
     let plain: Vec<String> =
         globs.iter().filter(|name| !is_glob(name)).map(|name| condition::text(name)).collect();
-    let mut alternatives = Vec::new();
-    match plain.as_slice() {
-        [] => {}
-        [one] => alternatives.push(format!("{reference} == {one}")),
-        several => alternatives.push(format!("{reference} in {{{}}}", several.join(", "))),
+    let mut bodies = Vec::new();
+    if plain.len() <= condition::FEW {
+        bodies.extend(plain.iter().map(|name| vec![format!("{reference} == {name}")]));
+    } else {
+        bodies.push(vec![format!("{reference} in {{{}}}", plain.join(", "))]);
     }
     for glob in globs.iter().filter(|name| is_glob(name)) {
-        alternatives.push(format!("aegis.name_glob({}, {reference})", condition::text(glob)));
+        bodies.push(vec![format!("aegis.name_glob({}, {reference})", condition::text(glob))]);
     }
-    match alternatives.as_slice() {
-        [one] => body.push(one.clone()),
-        several => {
-            helpers.extend(several.iter().map(|body| format!("{helper} if {body}")));
-            body.push(helper.to_owned());
-        }
-    }
+    Some(Part { helper: helper.to_owned(), bodies, seen: true })
 }
 
 // === checks ===

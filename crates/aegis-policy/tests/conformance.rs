@@ -17,6 +17,8 @@ use std::{
     io::{BufRead, BufReader},
     path::Path,
     process::{Command, Stdio},
+    sync::Mutex,
+    thread,
 };
 
 use aegis_policy::{Host, Limits, LoadError, ModuleError, eval_module};
@@ -124,6 +126,40 @@ fn check(host: &Host, case: &Case) -> Result<(), String> {
     Err(format!("wanted {want}, got {got}"))
 }
 
+/// What became of the cases.
+#[derive(Default)]
+struct Tally {
+    passed: usize,
+    skipped: usize,
+    /// Which exceptions were needed.
+    used: Vec<bool>,
+    problems: Vec<String>,
+}
+
+impl Tally {
+    fn count(
+        &mut self,
+        case: &Case,
+        outcome: Option<Result<(), String>>,
+        exceptions: &[(String, String)],
+    ) {
+        match outcome {
+            None => {
+                println!("skipped {}: {}", case.note, case.skip);
+                self.skipped += 1;
+            }
+            Some(Ok(())) => self.passed += 1,
+            Some(Err(problem)) => {
+                let name = if problem.starts_with("builtin ") { &problem } else { &case.note };
+                match exceptions.iter().position(|(pattern, _)| covers(pattern, name)) {
+                    Some(i) => self.used[i] = true,
+                    None => self.problems.push(format!("{}: {problem}", case.note)),
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn opas_own_cases_hold() {
     let all = std::env::var("AEGIS_CONFORMANCE").is_ok_and(|value| value == "1");
@@ -137,29 +173,22 @@ fn opas_own_cases_hold() {
     let limits = Limits { output_bytes: 8 << 20, ..fixture::patient() };
     let host = Host::for_many_modules(limits).unwrap();
     let exceptions = exceptions();
-    let mut used = vec![false; exceptions.len()];
-    let (mut passed, mut skipped, mut problems) = (0, 0, Vec::new());
-    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
-        let case: Case = serde_json::from_str(&line.unwrap()).unwrap();
-        if !case.skip.is_empty() {
-            println!("skipped {}: {}", case.note, case.skip);
-            skipped += 1;
-            continue;
-        }
-        let outcome = check(&host, &case);
-        let refused = outcome.as_ref().err().filter(|problem| problem.starts_with("builtin "));
-        let name = refused.unwrap_or(&case.note);
-        let exception = exceptions.iter().position(|(pattern, _)| covers(pattern, name));
-        match (outcome, exception) {
-            (Ok(()), _) => passed += 1,
-            (Err(_), Some(i)) => {
-                if let Some(slot) = used.get_mut(i) {
-                    *slot = true;
+    let lines = Mutex::new(BufReader::new(child.stdout.take().unwrap()).lines());
+    let tally = Mutex::new(Tally { used: vec![false; exceptions.len()], ..Tally::default() });
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let next = || lines.lock().unwrap().next();
+                while let Some(line) = next() {
+                    let case: Case = serde_json::from_str(&line.unwrap()).unwrap();
+                    let outcome = case.skip.is_empty().then(|| check(&host, &case));
+                    tally.lock().unwrap().count(&case, outcome, &exceptions);
                 }
-            }
-            (Err(problem), None) => problems.push(format!("{}: {problem}", case.note)),
+            });
         }
-    }
+    });
+    let Tally { passed, skipped, used, problems } = tally.into_inner().unwrap();
     assert!(child.wait().unwrap().success(), "the Go program failed");
     println!("{passed} passed, {skipped} skipped");
     assert!(passed > 100, "only {passed} cases ran");

@@ -180,7 +180,7 @@ fn condition() -> impl Strategy<Value = Condition> {
         (prop_oneof![Just(O::Equals), Just(O::NotEquals)], leaf().boxed()),
         (
             prop_oneof![Just(O::In), Just(O::NotIn)],
-            prop::collection::vec(leaf(), 1..3).prop_map(Value::from).boxed()
+            prop::collection::vec(leaf(), 1..12).prop_map(Value::from).boxed()
         ),
         (
             prop_oneof![Just(O::Matches), Just(O::NotMatches)],
@@ -310,10 +310,13 @@ fn other_engines_agree() {
     let mut runner = TestRunner::deterministic();
     for _ in 0..24 {
         let arguments = arguments().new_tree(&mut runner).unwrap().current();
-        let input = json!({ "action": { "arguments": arguments } });
-        interpreter.set_input(regorus::Value::from_json_str(&input.to_string()).unwrap());
+        let call = Call::tool("t", arguments.clone());
         for bundled in &bundle.policies {
             let unit = &bundled.units[0];
+            let mut written = Vec::new();
+            unit.projection.write(&call.input(), true, &mut written).unwrap();
+            let input: Value = serde_json::from_slice(&written).unwrap();
+            interpreter.set_input(regorus::Value::from_json_str(&input.to_string()).unwrap());
             let want = expected(&bundled.policy.spec, &arguments);
             let rule = format!("data.{}", unit.verdict.replace('/', "."));
             let value = interpreter.eval_rule(rule).unwrap();

@@ -13,6 +13,7 @@ use aegis_core::{
     policy::{Effect, ObligationKind},
 };
 use aegis_policy::{EvalError, Evaluation, PolicyEngine, PolicyState};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use fixture::{Call, cluster, compiler, empty_engine, engine, namespaced};
 use serde_json::json;
 
@@ -234,6 +235,26 @@ fn preparing_is_allowed_where_anything_could_be() {
     assert_eq!(prepare(&[cluster("sql", "rules: [{ name: no, effect: deny, tools: [x] }]")]), None);
 }
 
+/// A rule's lists become one rule for each combination, or helper rules where that is too many.
+#[test]
+fn all_lists_of_a_rule_must_hold() {
+    for (tools, numbers) in
+        [("a, b", "1, 2"), ("a, b, 'c*'", "1, 2, 3, 4"), ("a, b", "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    {
+        let yaml = format!(
+            "rules: [{{ name: x, effect: allow, tools: [{tools}], when: [{{ argument: $.n, operator: in, value: [{numbers}] }}] }}]"
+        );
+        let engine = engine(&[cluster("x", &yaml)]);
+        let said = |tool: &str, n: i64| effect(&engine, &Call::tool(tool, json!({ "n": n })));
+        for tool in ["a", "b"] {
+            assert_eq!((said(tool, 1), said(tool, 2)), (Some(Effect::Allow), Some(Effect::Allow)));
+            assert_eq!((said(tool, 0), said(tool, 10)), (None, None));
+        }
+        assert_eq!(said("d", 1), None);
+        assert_eq!(said("cc", 1).is_some(), tools.contains("c*"));
+    }
+}
+
 #[test]
 fn raw_rego_speaks_by_its_contract() {
     let rego = r#"
@@ -266,6 +287,29 @@ rego: |
     assert_eq!(evaluation.determining().next().unwrap().reason(), Some("trust is 400"));
     let shown = |tool: &str| engine.may_allow(&Call::tool(tool, json!({})).input(), None).effect;
     assert_eq!((shown("read_x"), shown("write_x")), (Some(Effect::Allow), Some(Effect::Deny)));
+}
+
+/// Bytes that are no text must not hide those that are: the expression is found beside them, as by
+/// OPA, and a negation over it is not met.
+#[test]
+fn a_deny_by_regex_speaks_about_what_is_not_utf8() {
+    let rego = r#"
+rego: |
+  package x
+
+  allow if not regex.match(`(?i)drop.table`, base64.decode(input.action.arguments.data))
+
+  deny if regex.match(`(?i)drop.table`, base64.decode(input.action.arguments.data))
+"#;
+    let engine = engine(&[cluster("x", rego)]);
+    let data = |bytes: &[u8]| Call::tool("t", json!({ "data": STANDARD.encode(bytes) }));
+    assert_eq!(effect(&engine, &data(b"\xff\xfe select")), Some(Effect::Allow));
+    for bytes in [&b"drop table"[..], b"\xff drop table", b"drop\xfftable", b"drop table \xe2\x82"]
+    {
+        assert_eq!(effect(&engine, &data(bytes)), Some(Effect::Deny), "{bytes:?}");
+    }
+    // Each byte that is none counts as one character.
+    assert_eq!(effect(&engine, &data(b"drop\xe2\x82table")), Some(Effect::Allow));
 }
 
 #[test]

@@ -62,7 +62,9 @@ fn a_pack_says_what_holds_and_what_does_not() {
     fs::write(path.join("raw_test.rego"), REGO_TEST.replace("\"bad tool\" in", "\"other\" in"))
         .unwrap();
     let report = run_pack(path, &compiler(), &empty_engine).unwrap();
-    assert!(!report.rego.unwrap().0);
+    let (passed, said) = report.rego.unwrap();
+    assert!(!passed);
+    assert!(said.contains("data.raw_test.test_bad: FAIL"), "{said}");
     fs::write(path.join("sandbox/cases.yaml"), CASES.replace("effect: allow", "efect: allow"))
         .unwrap();
     assert!(run_pack(path, &compiler(), &empty_engine).is_err(), "a misspelt expectation");
