@@ -20,7 +20,7 @@ OPA_VERSION=1.22.2
 NEXTEST_VERSION=0.9.151
 DENY_VERSION=0.20.2
 
-TARGETS="node24 mcp-node mcp-python opa nextest cargo-deny postgres"
+TARGETS="node24 mcp-node mcp-python opa nextest cargo-deny postgres agent-toolkit"
 DEFAULTS="node24 mcp-node mcp-python opa"
 
 say() { printf '%-12s %s\n' "$1" "$2"; }
@@ -96,6 +96,12 @@ install_mcp-python() {
   fill mcp-python "mcp-server-sqlite" "$(venv_path sqlite)" into_venv "$HERE/python/sqlite.txt"
 }
 
+# A peer in the policy benchmark.
+install_agent-toolkit() {
+  need python3 "install Python 3.11 or newer"
+  fill agent-toolkit "agent-governance-toolkit-core" "$(venv_path agent-toolkit)" into_venv "$HERE/python/agent-toolkit.txt"
+}
+
 install_opa() {
   need go "install Go 1.25 or newer, or put opa $OPA_VERSION at $BIN/opa"
   program opa "$BIN/opa" "Version: $OPA_VERSION" "$BIN/opa" version -- \
@@ -142,6 +148,7 @@ where() {
     mcp-node) echo "$TOOLS/mcp-node-$(key "$HERE/node/package-lock.json")" ;;
     mcp-python) venv_path mcp ;;
     mcp-sqlite) venv_path sqlite ;;
+    agent-toolkit) venv_path agent-toolkit ;;
     opa) echo "$BIN/opa" ;;
     nextest) echo "$BIN/cargo-nextest" ;;
     cargo-deny) echo "$BIN/cargo-deny" ;;

@@ -8,7 +8,13 @@ use std::{fmt, time::Duration};
 
 use aegis_core::{SpiffeId, Timestamp, TrustDomain};
 use aegis_identity::{CLOCK_SKEW, JwtError, JwtSigner, JwtSvid, Serial, SvidError, X509Svid};
-use aws_lc_rs::rand;
+use aws_lc_rs::{
+    rand,
+    signature::{
+        self, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _, UnparsedPublicKey,
+        VerificationAlgorithm,
+    },
+};
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
@@ -16,7 +22,10 @@ use rcgen::{
 };
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
-use x509_parser::prelude::{FromDer, X509CertificationRequest};
+use x509_parser::{
+    oid_registry::{OID_SIG_ECDSA_WITH_SHA256, OID_SIG_ECDSA_WITH_SHA384, OID_SIG_ED25519, Oid},
+    prelude::{FromDer, X509CertificationRequest},
+};
 use zeroize::Zeroizing;
 
 /// The largest certificate request that is read.
@@ -87,6 +96,19 @@ pub struct Signer {
     pub(crate) lifetimes: Lifetimes,
 }
 
+/// A key made for an SVID, whose public half goes into its certificate.
+struct FreshKey(EcdsaKeyPair);
+
+impl PublicKeyData for FreshKey {
+    fn der_bytes(&self) -> &[u8] {
+        self.0.public_key().as_ref()
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        &PKCS_ECDSA_P256_SHA256
+    }
+}
+
 impl Default for Lifetimes {
     fn default() -> Self {
         let day = 24 * 60 * 60;
@@ -145,9 +167,15 @@ impl Signer {
         ttl: Duration,
         now: Timestamp,
     ) -> Result<X509Svid, IssueError> {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        // Not rcgen's own: that writes a new key out, reads it again and checks it, which costs
+        // as much as the signature.
+        let key = FreshKey(
+            EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING)
+                .map_err(|_| IssueError::Randomness)?,
+        );
+        let pkcs8 = key.0.to_pkcs8v1().map_err(|_| IssueError::Randomness)?;
         let chain = self.sign(id, &key, ttl, now)?;
-        Ok(X509Svid::new(chain, Zeroizing::new(key.serialize_der()))?)
+        Ok(X509Svid::new(chain, Zeroizing::new(pkcs8.as_ref().to_vec()))?)
     }
 
     /// Signs the key of a PKCS#10 request, whose sender keeps the private key. Returns the chain.
@@ -289,8 +317,35 @@ fn requested_key(request: &[u8]) -> Result<SubjectPublicKeyInfo, IssueError> {
     if !accepted.contains(&key.algorithm()) {
         return Err(refused("its key must be P-256, P-384 or Ed25519"));
     }
-    parsed
-        .verify_signature()
+    let proof = verification(key.algorithm(), &parsed.signature_algorithm.algorithm)
+        .ok_or_else(|| refused("its signature is of another kind than its key"))?;
+    UnparsedPublicKey::new(proof, key.der_bytes())
+        .verify(info.raw, &parsed.signature_value.data)
         .map_err(|_| refused("its signature does not prove that the sender has the key"))?;
     Ok(key)
+}
+
+/// How a signature of this algorithm by a key of this kind is verified.
+fn verification(
+    key: &rcgen::SignatureAlgorithm,
+    algorithm: &Oid<'_>,
+) -> Option<&'static dyn VerificationAlgorithm> {
+    let sha256 = *algorithm == OID_SIG_ECDSA_WITH_SHA256;
+    let sha384 = *algorithm == OID_SIG_ECDSA_WITH_SHA384;
+    if *key == rcgen::PKCS_ECDSA_P256_SHA256 {
+        return match (sha256, sha384) {
+            (true, _) => Some(&signature::ECDSA_P256_SHA256_ASN1),
+            (_, true) => Some(&signature::ECDSA_P256_SHA384_ASN1),
+            _ => None,
+        };
+    }
+    if *key == rcgen::PKCS_ECDSA_P384_SHA384 {
+        return match (sha256, sha384) {
+            (true, _) => Some(&signature::ECDSA_P384_SHA256_ASN1),
+            (_, true) => Some(&signature::ECDSA_P384_SHA384_ASN1),
+            _ => None,
+        };
+    }
+    let ed25519 = *key == rcgen::PKCS_ED25519 && *algorithm == OID_SIG_ED25519;
+    ed25519.then_some(&signature::ED25519)
 }
