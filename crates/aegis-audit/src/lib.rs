@@ -26,6 +26,7 @@ pub mod query;
 pub mod read;
 pub mod salt;
 mod scan;
+pub mod snapshot;
 mod sqlite;
 pub mod store;
 pub mod tile;
