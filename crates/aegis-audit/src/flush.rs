@@ -13,8 +13,12 @@ use rusqlite::Connection;
 
 use crate::sqlite::connect;
 
-/// WAL bytes after which it is copied into the database.
-const FLUSH_AFTER: u64 = 4 << 20;
+/// WAL bytes after which it is copied into the database: seldom enough that pages which every commit
+/// writes again, the last ones of the indexes, are copied once for many commits.
+const FLUSH_AFTER: u64 = 16 << 20;
+
+/// What a commit writes beside its rows: the page in which each table and index ends.
+const COMMIT_BYTES: u64 = 8 * 4_096;
 
 /// WAL bytes after which the writer itself finishes the copy, so that the file can start again.
 pub(crate) const FLUSH_BY_FORCE: u64 = 64 << 20;
@@ -44,7 +48,9 @@ impl Flusher {
         self.pending.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn written(&self, bytes: u64) {
+    /// Counts a commit of rows of that many bytes.
+    pub(crate) fn written(&self, rows: u64) {
+        let bytes = rows + COMMIT_BYTES;
         let pending = self.pending.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if pending > FLUSH_AFTER
             && let Some(wake) = &self.wake
