@@ -213,6 +213,7 @@ impl Daemon {
         if !aegis_runtime::drained(tasks.wait(), patience).await {
             tracing::warn!(seconds = patience.as_secs(), "open exchanges did not end in time");
         }
+        self.kernel.keep_trust().await;
         self.kernel.journal().close().await.context("the ledger did not close in order")?;
         let _ = fs::remove_file(self.state_folder.join("control.sock"));
         Ok(())
@@ -420,6 +421,7 @@ impl Daemon {
         state.confirmed_at = Some(now());
         self.kernel.confirm(state);
         self.kernel.forget_approvals(now().minus(REMEMBER));
+        self.kernel.keep_trust().await;
     }
 }
 

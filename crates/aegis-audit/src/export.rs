@@ -13,7 +13,6 @@ use crate::checkpoint;
 use crate::read::Reader;
 use crate::store::StoreError;
 use crate::tile::{self, Resource, TILE_WIDTH, Tile, width_at};
-use crate::verify::Item;
 
 /// Writes the log up to its latest checkpoint into a directory, which is created if need be, and
 /// returns how many entries that are; `None` when there is no checkpoint yet. Files of full tiles
@@ -53,7 +52,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(failed)?;
     }
-    let next = crate::sqlite::beside(path, ".next");
+    let next = crate::file::beside(path, ".next");
     fs::write(&next, bytes).and_then(|()| fs::rename(&next, path)).map_err(failed)
 }
 
@@ -62,6 +61,12 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
 pub(crate) struct Directory {
     path: PathBuf,
     size: u64,
+}
+
+impl std::fmt::Display for Directory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.path.display().fmt(f)
+    }
 }
 
 impl Directory {
@@ -101,8 +106,8 @@ impl Directory {
     }
 
     /// The entries of whole bundles from `start`, a multiple of a bundle's width.
-    pub(crate) fn items(&self, start: u64, end: u64) -> Result<Vec<Item>, StoreError> {
-        let mut items = Vec::new();
+    pub(crate) fn entries(&self, start: u64, end: u64) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+        let mut entries = Vec::new();
         for bundle in start / TILE_WIDTH..end.div_ceil(TILE_WIDTH) {
             let width = width_at(0, bundle, self.size);
             let Some(bytes) = self.read(Resource::Entries(bundle, width))? else { break };
@@ -113,11 +118,11 @@ impl Directory {
                 let Some((body, after)) = after.split_at_checked(length) else {
                     return Err(self.corrupt(format!("entry bundle {bundle} ends within an entry")));
                 };
-                items.push(Item { index, body: body.to_vec(), row: None });
+                entries.push((index, body.to_vec()));
                 index += 1;
                 rest = after;
             }
         }
-        Ok(items)
+        Ok(entries)
     }
 }

@@ -200,7 +200,7 @@ pub struct Journal {
 
 struct Inner {
     source: Arc<str>,
-    verifier: Verifier,
+    signer: Signer,
     commands: mpsc::Sender<Command>,
     head: watch::Receiver<Head>,
     checkpoint: watch::Receiver<Arc<str>>,
@@ -254,12 +254,12 @@ impl Journal {
         let (commands, queue) = mpsc::channel(options.queue.max(1));
         let counters = Arc::new(Counters::default());
         let source: Arc<str> = options.source.as_str().into();
-        let verifier = options.signer.verifier().clone();
+        let signer = options.signer.clone();
         let started = writer::start(place.clone(), options, queue, Arc::clone(&counters)).await?;
         Ok(Self {
             inner: Arc::new(Inner {
                 source,
-                verifier,
+                signer,
                 commands,
                 head: started.head,
                 checkpoint: started.checkpoint,
@@ -396,7 +396,11 @@ impl Journal {
     /// The key that checkpoints are signed with.
     #[must_use]
     pub fn verifier(&self) -> &Verifier {
-        &self.inner.verifier
+        self.inner.signer.verifier()
+    }
+
+    pub(crate) fn signer(&self) -> &Signer {
+        &self.inner.signer
     }
 
     /// Whose journal this is.

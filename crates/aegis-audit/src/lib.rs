@@ -10,9 +10,11 @@
 //! It refuses to sign anything inconsistent with what it signed before, to share a database between
 //! two writers, and to touch a file that is not its own.
 
+mod check;
 pub mod checkpoint;
 pub mod entry;
 pub mod export;
+mod file;
 mod flush;
 pub mod journal;
 mod kind;
@@ -23,6 +25,8 @@ pub mod proof;
 pub mod query;
 pub mod read;
 pub mod salt;
+mod scan;
+pub mod snapshot;
 mod sqlite;
 pub mod store;
 pub mod tile;

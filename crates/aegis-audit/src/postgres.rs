@@ -7,7 +7,7 @@
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection as _, Executor as _};
 
-use crate::store::{Batch, Location, SCHEMA_VERSION, StoreError, signed};
+use crate::store::{Batch, Location, Row, SCHEMA_VERSION, StoreError, signed};
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS audit_head (
@@ -62,7 +62,7 @@ impl PostgresStore {
     }
 
     /// Writes a batch in one durable transaction, or nothing.
-    pub(crate) async fn commit(&mut self, batch: Batch) -> Result<(), StoreError> {
+    pub(crate) async fn commit(&mut self, batch: &Batch<'_>) -> Result<(), StoreError> {
         match self.write(batch).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(StoreError::Fenced { place: self.place.to_string() }),
@@ -70,7 +70,7 @@ impl PostgresStore {
         }
     }
 
-    async fn write(&mut self, batch: Batch) -> Result<bool, sqlx::Error> {
+    async fn write(&mut self, batch: &Batch<'_>) -> Result<bool, sqlx::Error> {
         let mut tx = self.conn.begin().await?;
         // First, so that the row's lock orders two sequencers before either inserts.
         let moved = sqlx::query(
@@ -88,7 +88,7 @@ impl PostgresStore {
             return Ok(false);
         }
         let mut columns = Arrays::default();
-        for row in batch.rows {
+        for row in &batch.rows {
             columns.push(row);
         }
         columns.insert(self.source).execute(&mut *tx).await?;
@@ -104,7 +104,7 @@ impl PostgresStore {
                 .execute(&mut *tx)
                 .await?;
         }
-        for (tile, hashes) in batch.tiles {
+        for (tile, hashes) in &batch.tiles {
             sqlx::query("INSERT INTO audit_tiles (level, idx, hashes) VALUES ($1, $2, $3) ON CONFLICT (level, idx) DO UPDATE SET hashes = excluded.hashes")
                 .bind(i64::from(tile.level))
                 .bind(signed(tile.index))
@@ -169,26 +169,26 @@ impl PostgresStore {
 
 /// A batch of rows, column by column.
 #[derive(Default)]
-struct Arrays {
+struct Arrays<'a> {
     index: Vec<i64>,
     sequence: Vec<i64>,
-    leaf: Vec<Vec<u8>>,
+    leaf: Vec<&'a [u8]>,
     timestamp: Vec<i64>,
-    kind: Vec<String>,
-    result: Vec<String>,
-    agent_id: Vec<Option<String>>,
-    reason: Vec<Option<String>>,
-    server: Vec<Option<String>>,
-    tool: Vec<Option<String>>,
-    decision_id: Vec<Option<String>>,
-    body: Vec<Vec<u8>>,
+    kind: Vec<&'a str>,
+    result: Vec<&'a str>,
+    agent_id: Vec<Option<&'a str>>,
+    reason: Vec<Option<&'a str>>,
+    server: Vec<Option<&'a str>>,
+    tool: Vec<Option<&'a str>>,
+    decision_id: Vec<Option<&'a str>>,
+    body: Vec<&'a [u8]>,
 }
 
-impl Arrays {
-    fn push(&mut self, row: crate::store::Row) {
+impl<'a> Arrays<'a> {
+    fn push(&mut self, row: &'a Row<'_>) {
         self.index.push(signed(row.index));
         self.sequence.push(signed(row.sequence));
-        self.leaf.push(row.leaf.as_bytes().to_vec());
+        self.leaf.push(row.leaf.as_bytes());
         self.timestamp.push(row.columns.timestamp);
         self.kind.push(row.columns.kind);
         self.result.push(row.columns.result);
@@ -197,7 +197,7 @@ impl Arrays {
         self.server.push(row.columns.server);
         self.tool.push(row.columns.tool);
         self.decision_id.push(row.columns.decision_id);
-        self.body.push(row.body);
+        self.body.push(&row.body);
     }
 
     fn insert(

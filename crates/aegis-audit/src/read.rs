@@ -4,23 +4,20 @@
 //! tile that has grown since is cut to the width it had in the tree that was asked about.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry as MapEntry;
 use std::ops::Range;
 use std::path::Path;
 
 use aegis_core::Digest;
-use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgPool, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions as _};
 
 use crate::checkpoint::Head;
 use crate::entry::Entry;
 use crate::note::Verifier;
 use crate::proof::TlogProof;
 use crate::salt::Salt;
-use crate::store::{
-    Columns, Location, SCHEMA_VERSION, SourceHead, StoreError, Tree, signed, unsigned,
-};
+use crate::store::{Location, SCHEMA_VERSION, SourceHead, StoreError, Tree, signed, unsigned};
 use crate::tile::{self, Edge, TILE_WIDTH, Tile};
 use crate::tree::{self, Frontier, Node};
 
@@ -44,11 +41,16 @@ macro_rules! on {
 }
 pub(crate) use on;
 
+/// Tiles by level and index.
+pub(crate) type Tiles = HashMap<(u32, u64), Vec<Digest>>;
+
 /// A reader of a log; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Reader {
     pub(crate) pool: Pool,
     pub(crate) place: Location,
+    /// A SQLite file that nobody writes.
+    pub(crate) immutable: bool,
 }
 
 /// An entry as it is stored.
@@ -64,7 +66,6 @@ pub struct Stored {
     pub leaf: Digest,
     /// Its canonical bytes.
     pub body: Vec<u8>,
-    pub(crate) columns: Columns,
 }
 
 impl Stored {
@@ -77,28 +78,14 @@ impl Stored {
     }
 }
 
-pub(crate) type StoredRow = (
-    i64,
-    String,
-    i64,
-    Vec<u8>,
-    i64,
-    String,
-    String,
-    Option<String>,
-    Option<String>,
-    Option<String>,
-    Option<String>,
-    Option<String>,
-    Vec<u8>,
-);
+/// Index, source, sequence, leaf, body.
+pub(crate) type StoredRow = (i64, String, i64, Vec<u8>, Vec<u8>);
 
 /// The columns of [`StoredRow`].
 macro_rules! select_entries {
     ($rest:literal) => {
         concat!(
-            "SELECT e.idx, s.name, e.sequence, e.leaf, e.timestamp, e.kind, e.result, e.agent_id, ",
-            "e.reason, e.server, e.tool, e.decision_id, e.body ",
+            "SELECT e.idx, s.name, e.sequence, e.leaf, e.body ",
             "FROM audit_entries e JOIN audit_sources s ON s.id = e.source ",
             $rest
         )
@@ -122,11 +109,11 @@ impl Reader {
     /// When it is missing, is not a log, is damaged, or was written by a newer Aegis.
     pub async fn open(place: &Location) -> Result<Self, StoreError> {
         match place {
-            Location::Sqlite(path) => Self::open_sqlite(path, sqlite_options(path)).await,
+            Location::Sqlite(path) => Self::open_sqlite(path, false).await,
             Location::Postgres(url) => {
                 let pool = PgPoolOptions::new().max_connections(4).connect(url).await;
                 let pool = pool.map_err(|error| StoreError::database(place, &error))?;
-                Self::checked(Pool::Postgres(pool), place.clone()).await
+                Self::checked(Pool::Postgres(pool), place.clone(), false).await
             }
         }
     }
@@ -137,24 +124,24 @@ impl Reader {
     /// # Errors
     /// As [`Reader::open`].
     pub async fn open_copy(path: &Path) -> Result<Self, StoreError> {
-        let immutable = !crate::sqlite::beside(path, "-wal").exists();
-        Self::open_sqlite(path, sqlite_options(path).immutable(immutable)).await
+        let immutable = !crate::file::beside(path, "-wal").exists();
+        Self::open_sqlite(path, immutable).await
     }
 
-    async fn open_sqlite(path: &Path, options: SqliteConnectOptions) -> Result<Self, StoreError> {
-        crate::sqlite::check_file(path)?;
+    async fn open_sqlite(path: &Path, immutable: bool) -> Result<Self, StoreError> {
+        crate::file::check_file(path)?;
         let place = Location::Sqlite(path.to_owned());
         let pool = SqlitePoolOptions::new()
             .max_connections(4)
             .test_before_acquire(false)
-            .connect_with(options)
+            .connect_with(sqlite_options(path).immutable(immutable))
             .await;
         let pool = pool.map_err(|error| StoreError::database(&place, &error))?;
-        Self::checked(Pool::Sqlite(pool), place).await
+        Self::checked(Pool::Sqlite(pool), place, immutable).await
     }
 
-    async fn checked(pool: Pool, place: Location) -> Result<Self, StoreError> {
-        let reader = Self { pool, place };
+    async fn checked(pool: Pool, place: Location, immutable: bool) -> Result<Self, StoreError> {
+        let reader = Self { pool, place, immutable };
         reader.check_schema().await?;
         Ok(reader)
     }
@@ -250,37 +237,13 @@ impl Reader {
     }
 
     pub(crate) fn stored(&self, row: StoredRow) -> Result<Stored, StoreError> {
-        let (
-            index,
-            source,
-            sequence,
-            leaf,
-            timestamp,
-            kind,
-            result,
-            agent_id,
-            reason,
-            server,
-            tool,
-            decision_id,
-            body,
-        ) = row;
+        let (index, source, sequence, leaf, body) = row;
         Ok(Stored {
             index: unsigned(index),
             source,
             sequence: unsigned(sequence),
             leaf: self.hash(&leaf)?,
             body,
-            columns: Columns {
-                timestamp,
-                kind,
-                result,
-                agent_id,
-                reason,
-                server,
-                tool,
-                decision_id,
-            },
         })
     }
 
@@ -289,22 +252,59 @@ impl Reader {
     /// # Errors
     /// When the store cannot be read.
     pub async fn tile(&self, tile: Tile) -> Result<Option<Vec<Digest>>, StoreError> {
-        let width = usize::try_from(tile.width).unwrap_or(0);
-        let sql = "SELECT hashes FROM audit_tiles WHERE level = $1 AND idx = $2";
-        let (level, index) = (i64::from(tile.level), signed(tile.index));
-        if tile.level > 0 || tile.width == TILE_WIDTH {
-            let bytes: Option<Vec<u8>> = on!(&self.pool, pool => {
-                sqlx::query_scalar(sql).bind(level).bind(index).fetch_optional(pool).await
-            })
-            .map_err(|e| self.failed(&e))?;
-            if let Some(bytes) = bytes {
-                let mut hashes = tile::split(&bytes)
-                    .ok_or_else(|| self.corrupt("a tile is not whole hashes"))?;
-                hashes.truncate(width);
-                return Ok((hashes.len() == width).then_some(hashes));
+        Ok(self.tiles(&[tile]).await?.remove(&(tile.level, tile.index)))
+    }
+
+    /// The hashes of those tiles that the log is long enough for, in one trip to the database, and
+    /// one more when the partial tile of leaves at the right edge is among them.
+    pub(crate) async fn tiles(&self, wanted: &[Tile]) -> Result<Tiles, StoreError> {
+        let is_stored = |tile: &&Tile| tile.level > 0 || tile.width == TILE_WIDTH;
+        let (stored, edges): (Vec<&Tile>, Vec<&Tile>) = wanted.iter().partition(is_stored);
+        let mut tiles = self.stored_tiles(&stored).await?;
+        for edge in edges {
+            if let Some(hashes) = self.leaves(edge).await? {
+                tiles.insert((edge.level, edge.index), hashes);
             }
-            return Ok(None);
         }
+        Ok(tiles)
+    }
+
+    async fn stored_tiles(&self, wanted: &[&Tile]) -> Result<Tiles, StoreError> {
+        if wanted.is_empty() {
+            return Ok(Tiles::new());
+        }
+        let places: Vec<String> =
+            (0..wanted.len()).map(|i| format!("(${}, ${})", 2 * i + 1, 2 * i + 2)).collect();
+        let sql = format!(
+            "WITH wanted (level, idx) AS (VALUES {}) SELECT t.level, t.idx, t.hashes \
+             FROM wanted w JOIN audit_tiles t ON t.level = w.level AND t.idx = w.idx",
+            places.join(", ")
+        );
+        let rows: Result<Vec<(i64, i64, Vec<u8>)>, sqlx::Error> = on!(&self.pool, pool => {
+            let mut query = sqlx::query_as(AssertSqlSafe(sql));
+            for tile in wanted {
+                query = query.bind(i64::from(tile.level)).bind(signed(tile.index));
+            }
+            query.fetch_all(pool).await
+        });
+        let mut tiles = Tiles::new();
+        for (level, index, bytes) in rows.map_err(|e| self.failed(&e))? {
+            let mut hashes =
+                tile::split(&bytes).ok_or_else(|| self.corrupt("a tile is not whole hashes"))?;
+            let found =
+                |tile: &&&Tile| (i64::from(tile.level), signed(tile.index)) == (level, index);
+            let Some(tile) = wanted.iter().find(found) else { continue };
+            let width = usize::try_from(tile.width).unwrap_or(0);
+            hashes.truncate(width);
+            if hashes.len() == width {
+                tiles.insert((tile.level, tile.index), hashes);
+            }
+        }
+        Ok(tiles)
+    }
+
+    /// A tile of leaf hashes that is not full, and therefore not stored.
+    async fn leaves(&self, tile: &Tile) -> Result<Option<Vec<Digest>>, StoreError> {
         let sql = "SELECT leaf FROM audit_entries WHERE idx >= $1 AND idx < $2 ORDER BY idx";
         let start = tile.index.saturating_mul(TILE_WIDTH);
         let (start, end) = (signed(start), signed(start.saturating_add(tile.width)));
@@ -312,7 +312,7 @@ impl Reader {
             sqlx::query_scalar(sql).bind(start).bind(end).fetch_all(pool).await
         })
         .map_err(|e| self.failed(&e))?;
-        if rows.len() != width {
+        if rows.len() as u64 != tile.width {
             return Ok(None);
         }
         rows.iter().map(|row| self.hash(row)).collect::<Result<Vec<_>, _>>().map(Some)
@@ -355,35 +355,28 @@ impl Reader {
 
     /// The hashes of ranges of leaves in the tree of `size` leaves, from its tiles.
     async fn hashes(&self, ranges: &[Range<u64>], size: u64) -> Result<Vec<Digest>, StoreError> {
-        let mut tiles = HashMap::new();
+        let mut wanted = Vec::new();
+        for node in ranges.iter().flat_map(tree::subtrees) {
+            let tile = Tile::of_node(node, size);
+            if !wanted.contains(&tile) {
+                wanted.push(tile);
+            }
+        }
+        let tiles = self.tiles(&wanted).await?;
         let mut hashes = Vec::with_capacity(ranges.len());
         for range in ranges {
-            let mut peaks = Vec::new();
-            for node in tree::subtrees(range) {
-                peaks.push(self.node(node, size, &mut tiles).await?);
-            }
+            let peaks = tree::subtrees(range).into_iter().map(|node| self.node(node, size, &tiles));
+            let peaks = peaks.collect::<Result<Vec<_>, _>>()?;
             hashes.push(tree::fold_peaks(&peaks).unwrap_or_else(tree::empty_root));
         }
         Ok(hashes)
     }
 
-    async fn node(
-        &self,
-        node: Node,
-        size: u64,
-        tiles: &mut HashMap<(u32, u64), Vec<Digest>>,
-    ) -> Result<Digest, StoreError> {
-        let wanted = Tile::of_node(node, size);
-        let key = (wanted.level, wanted.index);
-        let hashes = match tiles.entry(key) {
-            MapEntry::Occupied(known) => known.into_mut(),
-            MapEntry::Vacant(place) => {
-                let hashes = self.tile(wanted).await?.ok_or_else(|| {
-                    self.corrupt(format!("tile {}/{} is missing", wanted.level, wanted.index))
-                })?;
-                place.insert(hashes)
-            }
-        };
+    fn node(&self, node: Node, size: u64, tiles: &Tiles) -> Result<Digest, StoreError> {
+        let Tile { level, index, .. } = Tile::of_node(node, size);
+        let hashes = tiles
+            .get(&(level, index))
+            .ok_or_else(|| self.corrupt(format!("tile {level}/{index} is missing")))?;
         Tile::node_root(node, hashes)
             .ok_or_else(|| self.corrupt("a tile is narrower than its tree"))
     }
@@ -445,11 +438,9 @@ impl Reader {
     /// What the sequencer needs to go on, checked against the head row.
     pub(crate) async fn tree(&self) -> Result<Tree, StoreError> {
         let head = self.head().await?;
-        let mut tiles = HashMap::new();
-        let mut peaks = Vec::new();
-        for node in tree::subtrees(&(0..head.size)) {
-            peaks.push(self.node(node, head.size, &mut tiles).await?);
-        }
+        let peaks = tree::subtrees(&(0..head.size));
+        let peaks: Vec<Range<u64>> = peaks.into_iter().map(Node::leaves).collect();
+        let peaks = self.hashes(&peaks, head.size).await?;
         let mut levels = Vec::new();
         for level in 0..Edge::height(head.size) {
             let hashes = head.size >> (8 * level);

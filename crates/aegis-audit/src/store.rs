@@ -166,14 +166,23 @@ impl StoreError {
 
     /// A database operation that failed.
     pub(crate) fn database(place: &Location, error: &sqlx::Error) -> Self {
-        let text = place.to_string();
         let code = error.as_database_error().and_then(|e| e.code().map(|code| code.into_owned()));
         let code = match (place, code) {
-            (Location::Sqlite(_), Some(code)) => code.parse::<i64>().ok().map(|code| code & 0xff),
+            (Location::Sqlite(_), Some(code)) => code.parse().ok(),
             _ => None,
         };
-        match code {
-            // SQLite's primary result codes: sqlite.org/rescode.html
+        Self::coded(place, code, error)
+    }
+
+    /// An operation on a SQLite database that failed.
+    pub(crate) fn sqlite(place: &Location, error: &rusqlite::Error) -> Self {
+        Self::coded(place, error.sqlite_error().map(|e| e.extended_code), error)
+    }
+
+    fn coded(place: &Location, code: Option<i32>, error: &dyn fmt::Display) -> Self {
+        let text = place.to_string();
+        // SQLite's primary result codes: sqlite.org/rescode.html
+        match code.map(|code| code & 0xff) {
             Some(11) => Self::Corrupt { place: text, why: "SQLite finds it malformed".into() },
             Some(26) => Self::NotALog { path: text, why: "SQLite cannot read it".into() },
             Some(13) => Self::DiskFull { place: text },
@@ -184,16 +193,16 @@ impl StoreError {
 
 /// The columns by which entries are found. They repeat what the canonical bytes say; verification
 /// compares the two.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Columns {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Columns<'a> {
     pub(crate) timestamp: i64,
-    pub(crate) kind: String,
-    pub(crate) result: String,
-    pub(crate) agent_id: Option<String>,
-    pub(crate) reason: Option<String>,
-    pub(crate) server: Option<String>,
-    pub(crate) tool: Option<String>,
-    pub(crate) decision_id: Option<String>,
+    pub(crate) kind: &'a str,
+    pub(crate) result: &'a str,
+    pub(crate) agent_id: Option<&'a str>,
+    pub(crate) reason: Option<&'a str>,
+    pub(crate) server: Option<&'a str>,
+    pub(crate) tool: Option<&'a str>,
+    pub(crate) decision_id: Option<&'a str>,
 }
 
 /// A timestamp as both databases hold it.
@@ -211,39 +220,39 @@ pub(crate) fn unsigned(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }
 
-impl From<&Draft> for Columns {
-    fn from(draft: &Draft) -> Self {
+impl<'a> From<&'a Draft> for Columns<'a> {
+    fn from(draft: &'a Draft) -> Self {
         Self {
             timestamp: micros(draft.timestamp),
-            kind: draft.kind.as_str().to_owned(),
-            result: draft.result.as_str().to_owned(),
-            agent_id: draft.agent_id.clone(),
-            reason: draft.reason.clone(),
-            server: draft.action_text("server").map(str::to_owned),
-            tool: draft.action_text("tool").map(str::to_owned),
-            decision_id: draft.decision_id.clone(),
+            kind: draft.kind.as_str(),
+            result: draft.result.as_str(),
+            agent_id: draft.agent_id.as_deref(),
+            reason: draft.reason.as_deref(),
+            server: draft.action_text("server"),
+            tool: draft.action_text("tool"),
+            decision_id: draft.decision_id.as_deref(),
         }
     }
 }
 
 /// An entry to be stored.
 #[derive(Debug)]
-pub(crate) struct Row {
+pub(crate) struct Row<'a> {
     pub(crate) index: u64,
     pub(crate) sequence: u64,
     pub(crate) leaf: Digest,
     pub(crate) body: Vec<u8>,
-    pub(crate) columns: Columns,
+    pub(crate) columns: Columns<'a>,
 }
 
 /// What one transaction writes.
 #[derive(Debug)]
-pub(crate) struct Batch {
+pub(crate) struct Batch<'a> {
     /// The size before it.
     pub(crate) from: u64,
     /// Size and root after it.
     pub(crate) head: Head,
-    pub(crate) rows: Vec<Row>,
+    pub(crate) rows: Vec<Row<'a>>,
     pub(crate) tiles: Vec<(Tile, Vec<u8>)>,
     pub(crate) salts: Vec<(u64, Salt)>,
 }

@@ -99,6 +99,14 @@ pub struct Node {
     pub index: u64,
 }
 
+impl Node {
+    /// Which leaves those are.
+    #[must_use]
+    pub const fn leaves(self) -> Range<u64> {
+        self.index << self.level..(self.index + 1) << self.level
+    }
+}
+
 /// The complete subtrees that make up a range, left to right. The range is one that a proof names:
 /// its start is a multiple of the largest power of two within it.
 #[must_use]

@@ -4,22 +4,23 @@
 //! Every entry's bytes are hashed again and compared with the stored leaf, the tile, the chain of
 //! its source, and the columns by which it is found; the tree is built anew and compared with every
 //! tile, with the head, with the signed checkpoint, and with a checkpoint that somebody kept.
-//! Entries pass through in chunks, so the memory needed does not grow with the log.
+//! Chunks of entries are read and checked on as many threads as there are processors ([`crate::scan`],
+//! [`crate::check`]) while this one follows the chains and builds the tree, so the memory needed does
+//! not grow with the log.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 
-use aegis_core::{Digest, Timestamp};
-use serde::Deserialize;
+use aegis_core::Digest;
 
+use crate::check::Checked;
 use crate::checkpoint::{self, Head};
-use crate::entry::{ENTRY_VERSION, Kind};
 use crate::export::Directory;
 use crate::note::{NoteError, Verifier};
 use crate::read::Reader;
-use crate::store::{Columns, StoreError, unsigned};
-use crate::tile::{Edge, TILE_WIDTH, Tile, width_at};
+use crate::scan::{Chunk, Log};
+use crate::store::StoreError;
+use crate::tile::{Edge, width_at};
 use crate::tree::{self, Frontier};
 
 /// Entries that are read and hashed at once: a multiple of a tile.
@@ -118,183 +119,6 @@ pub struct Report {
     pub warnings: Vec<String>,
 }
 
-/// An entry as it lies in the store.
-#[derive(Debug)]
-pub(crate) struct Item {
-    pub(crate) index: u64,
-    pub(crate) body: Vec<u8>,
-    /// Leaf, source, sequence and columns, where the store has them.
-    pub(crate) row: Option<(Digest, String, u64, Columns)>,
-}
-
-/// Where entries and tiles come from.
-enum Log<'a> {
-    Database(&'a Reader),
-    Directory(&'a Directory),
-}
-
-impl Log<'_> {
-    async fn items(&self, start: u64, end: u64) -> Result<Vec<Item>, VerifyError> {
-        match self {
-            Self::Database(reader) => Ok(reader
-                .entries(start..end)
-                .await?
-                .into_iter()
-                .map(|s| Item {
-                    index: s.index,
-                    body: s.body,
-                    row: Some((s.leaf, s.source, s.sequence, s.columns)),
-                })
-                .collect()),
-            Self::Directory(directory) => Ok(directory.items(start, end)?),
-        }
-    }
-
-    async fn tile(&self, tile: Tile) -> Result<Option<Vec<Digest>>, VerifyError> {
-        match self {
-            Self::Database(reader) => Ok(reader.tile(tile).await?),
-            Self::Directory(directory) => Ok(directory.tile(tile)?),
-        }
-    }
-}
-
-/// What an entry says of itself, as far as verification needs it.
-#[derive(Deserialize)]
-struct Facts<'a> {
-    #[serde(borrow, default)]
-    action: ActionFacts<'a>,
-    agent_id: Option<Cow<'a, str>>,
-    decision_id: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    detail: DetailFacts<'a>,
-    #[serde(borrow)]
-    kind: Cow<'a, str>,
-    parent_hash: Digest,
-    reason: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    result: Cow<'a, str>,
-    sequence: u64,
-    #[serde(borrow)]
-    source: Cow<'a, str>,
-    #[serde(borrow)]
-    timestamp: Cow<'a, str>,
-    version: u64,
-}
-
-#[derive(Deserialize, Default)]
-struct ActionFacts<'a> {
-    #[serde(borrow, default)]
-    server: Word<'a>,
-    #[serde(borrow, default)]
-    tool: Word<'a>,
-}
-
-#[derive(Deserialize, Default)]
-struct DetailFacts<'a> {
-    #[serde(borrow, default)]
-    gap: Word<'a>,
-}
-
-/// A member that is indexed when it is a string and ignored when it is anything else.
-#[derive(Deserialize, Default)]
-#[serde(untagged)]
-enum Word<'a> {
-    Text(#[serde(borrow)] Cow<'a, str>),
-    Other(serde::de::IgnoredAny),
-    #[default]
-    Absent,
-}
-
-impl Word<'_> {
-    fn text(&self) -> Option<&str> {
-        match self {
-            Self::Text(text) => Some(text),
-            _ => None,
-        }
-    }
-}
-
-/// What hashing and parsing one entry gives; these need nothing of its neighbours.
-struct Checked {
-    leaf: Digest,
-    source: String,
-    sequence: u64,
-    parent: Digest,
-    gap: bool,
-}
-
-/// Checks an entry by itself.
-fn check(item: &Item) -> Result<Checked, VerifyError> {
-    let (origin, sequence) =
-        item.row.as_ref().map_or(("?", 0), |(_, source, sequence, _)| (source.as_str(), *sequence));
-    let wrong = |why: String| VerifyError::Entry {
-        index: item.index,
-        origin: origin.to_owned(),
-        sequence,
-        why,
-    };
-    let leaf = tree::leaf_hash(&item.body);
-    if item.row.as_ref().is_some_and(|(stored, ..)| *stored != leaf) {
-        return Err(wrong("its bytes do not have the recorded leaf hash".into()));
-    }
-    let facts: Facts<'_> = serde_json::from_slice(&item.body)
-        .map_err(|e| wrong(format!("it is not an entry: {e}")))?;
-    if facts.version != ENTRY_VERSION {
-        return Err(wrong(format!(
-            "it has version {}, which this program does not know",
-            facts.version
-        )));
-    }
-    if let Some((_, source, sequence, columns)) = &item.row
-        && let Some(column) = differing(&facts, source, *sequence, columns)
-    {
-        return Err(wrong(format!("the column `{column}` says something else than the entry")));
-    }
-    Ok(Checked {
-        leaf,
-        sequence: facts.sequence,
-        parent: facts.parent_hash,
-        gap: facts.kind == Kind::Gap.as_str() || facts.detail.gap.text().is_some(),
-        source: facts.source.into_owned(),
-    })
-}
-
-/// The first column that does not repeat what the entry says.
-fn differing(
-    facts: &Facts<'_>,
-    source: &str,
-    sequence: u64,
-    columns: &Columns,
-) -> Option<&'static str> {
-    let time = Timestamp::from_micros(unsigned(columns.timestamp)).to_string();
-    [
-        ("source", facts.source == source),
-        ("sequence", facts.sequence == sequence),
-        ("timestamp", facts.timestamp == time),
-        ("kind", facts.kind == columns.kind),
-        ("result", facts.result == columns.result),
-        ("agent_id", facts.agent_id.as_deref() == columns.agent_id.as_deref()),
-        ("reason", facts.reason.as_deref() == columns.reason.as_deref()),
-        ("server", facts.action.server.text() == columns.server.as_deref()),
-        ("tool", facts.action.tool.text() == columns.tool.as_deref()),
-        ("decision_id", facts.decision_id.as_deref() == columns.decision_id.as_deref()),
-    ]
-    .into_iter()
-    .find_map(|(name, same)| (!same).then_some(name))
-}
-
-/// Checks a chunk on two threads.
-async fn check_all(items: Vec<Item>) -> Vec<Result<Checked, VerifyError>> {
-    let mut first = items;
-    let second = first.split_off(first.len() / 2);
-    let run = |half: Vec<Item>| {
-        tokio::task::spawn_blocking(move || half.iter().map(check).collect::<Vec<_>>())
-    };
-    let (first, second) = tokio::join!(run(first), run(second));
-    // A panic in a checker leaves its half out, and the missing entries are then reported.
-    first.into_iter().chain(second).flatten().collect()
-}
-
 /// A checkpoint that the log has to pass on the way.
 struct Milestone {
     head: Head,
@@ -312,14 +136,19 @@ struct Pass {
 
 impl Pass {
     fn follow(&mut self, index: u64, entry: &Checked) -> Result<(), VerifyError> {
+        let known = self.chains.get_mut(&entry.source);
         let (sequence, parent) =
-            self.chains.get(&entry.source).copied().unwrap_or((0, Digest::from_bytes([0; 32])));
+            known.as_deref().copied().unwrap_or((0, Digest::from_bytes([0; 32])));
         let why = if entry.sequence != sequence + 1 {
             format!("its source's previous entry has sequence {sequence}")
         } else if entry.parent != parent {
             "its parent_hash is not the leaf hash of its source's previous entry; one of the two was altered".into()
         } else {
-            self.chains.insert(entry.source.clone(), (entry.sequence, entry.leaf));
+            let newest = (entry.sequence, entry.leaf);
+            match known {
+                Some(known) => *known = newest,
+                None => drop(self.chains.insert(entry.source.clone(), newest)),
+            }
             return Ok(());
         };
         Err(VerifyError::Entry {
@@ -331,43 +160,56 @@ impl Pass {
     }
 }
 
+/// Chunks that are being read and checked ahead of the pass, in order.
+struct Ahead<'a> {
+    log: &'a Log,
+    size: u64,
+    started: u64,
+    chunks: VecDeque<tokio::task::JoinHandle<Result<Chunk, VerifyError>>>,
+    most: usize,
+}
+
+impl<'a> Ahead<'a> {
+    fn new(log: &'a Log, size: u64) -> Self {
+        let most = std::thread::available_parallelism().map_or(2, std::num::NonZero::get) + 1;
+        Self { log, size, started: 0, chunks: VecDeque::new(), most }
+    }
+
+    /// The next chunk; `None` behind the last one.
+    async fn next(&mut self) -> Result<Option<Chunk>, VerifyError> {
+        while self.started < self.size && self.chunks.len() < self.most {
+            let end = (self.started + CHUNK).min(self.size);
+            let (log, range) = (self.log.clone(), self.started..end);
+            let size = self.size;
+            self.chunks.push_back(tokio::spawn(async move { log.chunk(range, size).await }));
+            self.started = end;
+        }
+        let Some(chunk) = self.chunks.pop_front() else { return Ok(None) };
+        // A checker that panicked has checked nothing.
+        chunk.await.unwrap_or_else(|error| Err(self.log.failed(&error).into())).map(Some)
+    }
+}
+
+impl Drop for Ahead<'_> {
+    fn drop(&mut self) {
+        self.chunks.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
 /// Goes through the whole log once.
 async fn pass(
-    log: &Log<'_>,
+    log: &Log,
     head: Head,
     milestones: &[Milestone],
     progress: &mut (dyn FnMut(u64, u64) + Send),
 ) -> Result<Pass, VerifyError> {
     let mut state = Pass::default();
     meet(&state, milestones)?;
-    let mut next = log.items(0, CHUNK.min(head.size)).await?;
-    let mut start = 0;
-    while start < head.size {
-        let end = (start + CHUNK).min(head.size);
-        let items = std::mem::take(&mut next);
-        if let Some((index, _)) =
-            (start..end).zip(&items).find(|(index, item)| *index != item.index)
-        {
-            return Err(missing(index));
-        }
-        if items.len() as u64 != end - start {
-            return Err(missing(start + items.len() as u64));
-        }
-        let following = log.items(end, (end + CHUNK).min(head.size));
-        let (checked, following) = tokio::join!(check_all(items), following);
+    let mut ahead = Ahead::new(log, head.size);
+    while let Some(chunk) = ahead.next().await? {
         let mut expected = Vec::new();
-        let mut tile = None;
-        for (index, entry) in (start..end).zip(checked) {
-            let entry = entry?;
-            if index % TILE_WIDTH == 0 {
-                tile = leaf_tile(log, index / TILE_WIDTH, head.size).await?;
-            }
-            let at = usize::try_from(index % TILE_WIDTH).unwrap_or(0);
-            if tile.as_ref().is_some_and(|hashes| hashes.get(at) != Some(&entry.leaf)) {
-                let why = "its bytes do not have the leaf hash in the tile".to_owned();
-                let (origin, sequence) = (entry.source, entry.sequence);
-                return Err(VerifyError::Entry { index, origin, sequence, why });
-            }
+        for entry in chunk.entries {
+            let index = state.frontier.size();
             state.follow(index, &entry)?;
             if entry.gap {
                 state.gaps.push(index);
@@ -381,37 +223,17 @@ async fn pass(
             });
             meet(&state, milestones)?;
         }
+        if let Some(error) = chunk.error {
+            return Err(error);
+        }
         for (tile, hashes) in expected {
             if log.tile(tile).await?.as_ref() != Some(&hashes) {
                 return Err(VerifyError::Tile { level: tile.level, index: tile.index });
             }
         }
-        next = following?;
-        start = end;
-        progress(start, head.size);
+        progress(state.frontier.size(), head.size);
     }
     Ok(state)
-}
-
-fn missing(index: u64) -> VerifyError {
-    let why = "it is missing".to_owned();
-    VerifyError::Entry { index, origin: "?".into(), sequence: 0, why }
-}
-
-/// The stored tile of leaf hashes, where it is not just another view of the entries.
-async fn leaf_tile(
-    log: &Log<'_>,
-    index: u64,
-    size: u64,
-) -> Result<Option<Vec<Digest>>, VerifyError> {
-    let width = width_at(0, index, size);
-    if width < TILE_WIDTH && matches!(log, Log::Database(_)) {
-        return Ok(None);
-    }
-    match log.tile(Tile { level: 0, index, width }).await? {
-        Some(hashes) => Ok(Some(hashes)),
-        None => Err(VerifyError::Tile { level: 0, index }),
-    }
 }
 
 fn meet(state: &Pass, milestones: &[Milestone]) -> Result<(), VerifyError> {
@@ -444,7 +266,7 @@ fn milestone(
 }
 
 async fn run(
-    log: &Log<'_>,
+    log: &Log,
     head: Option<Head>,
     note: Option<String>,
     verifier: Verifier,
@@ -503,7 +325,7 @@ pub async fn verify(
         Some(verifier) => verifier.clone(),
         None => reader.verifier().await?,
     };
-    run(&Log::Database(reader), Some(head), note, verifier, trusted, &mut progress).await
+    run(&Log::database(reader), Some(head), note, verifier, trusted, &mut progress).await
 }
 
 /// Verifies a directory of tiles and entry bundles with its `checkpoint` file. There is no key in
@@ -520,5 +342,5 @@ pub async fn verify_directory(
     let directory = Directory::open(path)?;
     let note = Some(directory.checkpoint()?);
     let trusted = Trusted { verifier: Some(verifier.clone()), checkpoint: kept };
-    run(&Log::Directory(&directory), None, note, verifier, &trusted, &mut progress).await
+    run(&Log::directory(directory), None, note, verifier, &trusted, &mut progress).await
 }

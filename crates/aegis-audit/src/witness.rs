@@ -10,9 +10,9 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use crate::checkpoint;
+use crate::file::{beside, sync_folder};
 use crate::note::Verifier;
 use crate::read::Reader;
-use crate::sqlite::{beside, sync_folder};
 use crate::store::StoreError;
 
 /// Reads a remembered checkpoint; `None` when there is no such file.

@@ -16,32 +16,61 @@ use tokio::time::MissedTickBehavior;
 
 use crate::checkpoint::{self, Head};
 use crate::entry::{Draft, Kind, Outcome};
+use crate::file::beside;
 use crate::journal::{
     AppendError, Command, Committed, Counters, Observed, Observer, Options, Pending,
 };
 use crate::note::Signer;
 use crate::postgres::PostgresStore;
 use crate::read::Reader;
-use crate::sqlite::{SqliteStore, beside};
+use crate::sqlite::SqliteStore;
 use crate::store::{Batch, Location, Row, SourceHead, StoreError, Tree};
 use crate::{tile, tree, witness};
 
 /// The most entries in one transaction.
 const MAX_BATCH: usize = 1_024;
 
-/// Either store.
+/// Either store. SQLite is called on this thread, which has nothing else to do meanwhile.
 enum Store {
     Sqlite(Box<SqliteStore>),
     Postgres(Box<PostgresStore>),
 }
 
-macro_rules! store {
-    ($store:expr, $it:ident => $body:expr) => {
-        match $store {
-            Store::Sqlite($it) => $body,
-            Store::Postgres($it) => $body,
+impl Store {
+    async fn commit(&mut self, batch: &Batch<'_>) -> Result<(), StoreError> {
+        match self {
+            Self::Sqlite(store) => store.commit(batch),
+            Self::Postgres(store) => store.commit(batch).await,
         }
-    };
+    }
+
+    async fn reconnect(&mut self) -> Result<(), StoreError> {
+        match self {
+            Self::Sqlite(store) => store.reconnect(),
+            Self::Postgres(store) => store.reconnect().await,
+        }
+    }
+
+    async fn save_checkpoint(&mut self, size: u64, note: &str) -> Result<(), StoreError> {
+        match self {
+            Self::Sqlite(store) => store.save_checkpoint(size, note),
+            Self::Postgres(store) => store.save_checkpoint(size, note).await,
+        }
+    }
+
+    async fn erase_salts(&mut self, indices: &[u64]) -> Result<u64, StoreError> {
+        match self {
+            Self::Sqlite(store) => store.erase_salts(indices),
+            Self::Postgres(store) => store.erase_salts(indices).await,
+        }
+    }
+
+    async fn close(self) {
+        match self {
+            Self::Sqlite(store) => store.close(),
+            Self::Postgres(store) => store.close().await,
+        }
+    }
 }
 
 /// What [`start`] gives back.
@@ -116,7 +145,7 @@ async fn main(
     }
     // Nobody gets an answer that was not given: later appends see a closed journal.
     queue.close();
-    store!(writer.store, store => store.close().await);
+    writer.store.close().await;
     writer.reader.close().await;
 }
 
@@ -155,7 +184,7 @@ impl Writer {
         let (store, saved) = match &place {
             Location::Sqlite(path) => {
                 let saved = options.saved_checkpoint.unwrap_or_else(|| beside(path, ".checkpoint"));
-                let store = SqliteStore::open(path, &verifier, &options.source).await?;
+                let store = SqliteStore::open(path, &verifier, &options.source)?;
                 (Store::Sqlite(Box::new(store)), Some(saved))
             }
             Location::Postgres(url) => {
@@ -242,8 +271,7 @@ impl Writer {
                 }
                 Command::EraseSalts(indices, reply) => {
                     self.commit(std::mem::take(&mut batch)).await;
-                    let erased =
-                        store!(&mut self.store, store => store.erase_salts(&indices).await);
+                    let erased = self.store.erase_salts(&indices).await;
                     let _ = reply.send(erased.map_err(|e| AppendError::Store(Arc::new(e))));
                 }
                 Command::Close(reply) => closing.push(reply),
@@ -294,8 +322,7 @@ impl Writer {
         if let Some(path) = &self.saved {
             witness::save(path, &note)?;
         }
-        let saved = store!(&mut self.store, store => store.save_checkpoint(head.size, &note).await);
-        if let Err(error) = saved {
+        if let Err(error) = self.store.save_checkpoint(head.size, &note).await {
             self.failed(&error);
             return Err(error);
         }
@@ -362,7 +389,7 @@ impl Writer {
         if !self.stale {
             return Ok(());
         }
-        if let Err(error) = store!(&mut self.store, store => store.reconnect().await) {
+        if let Err(error) = self.store.reconnect().await {
             self.failed(&error);
             return Err(error);
         }
@@ -398,7 +425,7 @@ impl Writer {
         }
         let head = tree.head();
         let write = Batch { from, head, rows, tiles, salts };
-        if let Err(error) = store!(&mut self.store, store => store.commit(write).await) {
+        if let Err(error) = self.store.commit(&write).await {
             self.failed(&error);
             return Err(error);
         }

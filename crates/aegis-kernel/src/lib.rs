@@ -9,6 +9,7 @@
 
 pub mod approvals;
 pub mod explain;
+mod history;
 mod judge;
 mod permit;
 mod principal;
@@ -19,6 +20,7 @@ pub mod totp;
 pub mod trust_book;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use aegis_audit::{
     entry::{Draft, Kind, Outcome},
@@ -65,6 +67,8 @@ pub struct Kernel {
     changed: watch::Sender<u64>,
     recent: judge::RecentActions,
     clock: Clock,
+    /// The size of the ledger at the last snapshot of the trust fold.
+    kept: AtomicU64,
 }
 
 /// Why a kernel did not start.
@@ -132,26 +136,8 @@ impl Kernel {
         state: State,
         clock: Clock,
     ) -> Result<Self, StartError> {
-        let mut approvals = ApprovalBook::default();
-        let reader = journal.reader();
-        let size = reader.head().await?.size;
-        let mut at = 0;
-        while at < size {
-            let stored = reader.entries(at..size.min(at + 1_000)).await?;
-            if stored.is_empty() {
-                break;
-            }
-            for one in stored {
-                let entry = one.entry().map_err(|error| StartError::Entry {
-                    index: one.index,
-                    message: error.to_string(),
-                })?;
-                trust.lock().replay(one.index, &entry);
-                approvals.replay(&entry);
-                at = one.index + 1;
-            }
-        }
-        trust.lock().caught_up(at);
+        let approvals = history::approvals(&journal).await?;
+        let kept = history::fold_trust(&journal, &trust).await?;
         let kernel = Self {
             journal,
             durability,
@@ -162,7 +148,9 @@ impl Kernel {
             changed: watch::Sender::new(0),
             recent: judge::RecentActions::default(),
             clock,
+            kept: AtomicU64::new(kept),
         };
+        kernel.keep_trust().await;
         kernel.record_thresholds().await?;
         Ok(kernel)
     }
@@ -186,6 +174,22 @@ impl Kernel {
         self.state.store(Arc::new(state));
         self.changed.send_modify(|version| *version += 1);
         self.record_thresholds().await
+    }
+
+    /// Keeps a snapshot of the trust fold when the ledger has grown much since the last one, so that
+    /// the next start need not read it all. Without one, a start takes longer and is no less right.
+    pub async fn keep_trust(&self) {
+        let (size, state) = {
+            let book = self.trust.lock();
+            if book.as_of() < self.kept.load(Ordering::Relaxed) + history::SNAPSHOT_AFTER {
+                return;
+            }
+            (book.as_of(), book.to_snapshot())
+        };
+        match self.journal.save_snapshot(size, state).await {
+            Ok(()) => self.kept.store(size, Ordering::Relaxed),
+            Err(error) => tracing::warn!(%error, "no snapshot of the trust fold was kept"),
+        }
     }
 
     /// Replaces the state by one that differs only in when it was confirmed.

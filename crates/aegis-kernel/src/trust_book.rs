@@ -3,7 +3,7 @@
 //! The book sees every committed entry, first those of the log as it stood when the process
 //! started, then each new one as it is committed. Nothing else moves a score.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use aegis_audit::entry::{Draft, Entry, Kind, Outcome};
 use aegis_core::{
@@ -15,7 +15,8 @@ use aegis_core::{
     tier::Tier,
     trust::{Observation, Trust, TrustScore},
 };
-use serde_json::{Map, Value};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 
 /// The members of an entry that the fold reads.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +30,16 @@ pub struct Facts<'a> {
     timestamp: Timestamp,
     action: &'a Map<String, Value>,
     detail: &'a Map<String, Value>,
+}
+
+/// What a snapshot holds. Another version may fold otherwise, so it starts from the entries.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kept {
+    version: String,
+    as_of: u64,
+    thresholds: Thresholds,
+    agents: BTreeMap<AgentId, Trust>,
 }
 
 /// Trust per agent, as of a size of the ledger.
@@ -98,6 +109,31 @@ fn observation(facts: &Facts<'_>) -> Option<Observation> {
 }
 
 impl TrustBook {
+    /// The book as a snapshot keeps it.
+    #[must_use]
+    pub fn to_snapshot(&self) -> String {
+        let kept = Kept {
+            version: env!("CARGO_PKG_VERSION").into(),
+            as_of: self.as_of,
+            thresholds: self.thresholds.clone(),
+            agents: self.agents.iter().map(|(agent, trust)| (agent.clone(), *trust)).collect(),
+        };
+        json!(kept).to_string()
+    }
+
+    /// Takes over a snapshot of the first `size` entries, before any entry is folded; whether it
+    /// could be read.
+    pub fn restore(&mut self, size: u64, snapshot: &str) -> bool {
+        let Ok(kept) = serde_json::from_str::<Kept>(snapshot) else { return false };
+        if kept.version != env!("CARGO_PKG_VERSION") || kept.as_of != size || self.as_of > 0 {
+            return false;
+        }
+        self.agents = kept.agents.into_iter().collect();
+        self.thresholds = kept.thresholds;
+        self.as_of = size;
+        true
+    }
+
     /// Folds one entry of the history.
     pub fn replay(&mut self, index: u64, entry: &Entry) {
         self.fold(index, entry);
@@ -182,8 +218,6 @@ impl TrustBook {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn agent(name: &str) -> AgentId {
@@ -238,6 +272,25 @@ mod tests {
         book.fold(0, &success);
         book.fold(0, &success);
         assert_eq!((book.trust(&agent("x")).score().get(), book.as_of()), (600, 1));
+    }
+
+    #[test]
+    fn a_restored_book_goes_on_like_the_one_that_was_kept() {
+        let success = draft(Kind::Outcome, Outcome::Success, None);
+        let mut whole = TrustBook::default();
+        whole.fold(0, &success);
+        let kept = whole.to_snapshot();
+        let mut restored = TrustBook::default();
+        assert!(!restored.restore(2, &kept), "of another size");
+        let older = kept.replace(env!("CARGO_PKG_VERSION"), "0.0.0-older");
+        assert!(!restored.restore(1, &older), "of another version");
+        assert!(restored.restore(1, &kept));
+        for book in [&mut whole, &mut restored] {
+            book.fold(0, &success);
+            book.fold(1, &draft(Kind::Decision, Outcome::Deny, Some("policy_denied")));
+        }
+        assert_eq!(whole.trust(&agent("x")), restored.trust(&agent("x")));
+        assert_eq!((whole.as_of(), restored.as_of()), (2, 2));
     }
 
     #[test]

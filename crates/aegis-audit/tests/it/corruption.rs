@@ -165,6 +165,57 @@ async fn missing_swapped_and_foreign_pieces_are_noticed() {
     check(&log).await.unwrap();
 }
 
+/// The first thing that is wrong is named, whatever else is wrong behind it and however the work is
+/// divided: entries lie in three chunks here.
+#[tokio::test]
+async fn the_first_of_many_faults_is_named() {
+    let log = Log::with_entries(10_000).await;
+    let mut conn = alter(&log.path).await;
+    let break_at =
+        |column: &str, index: u64| format!("UPDATE audit_entries SET {column} WHERE idx = {index}");
+    for (text, expected) in [
+        ("DELETE FROM audit_entries WHERE idx = 9999".to_owned(), 9_999),
+        (break_at("leaf = zeroblob(32)", 9_000), 9_000),
+        (
+            "UPDATE audit_tiles SET hashes = zeroblob(8192) WHERE level = 0 AND idx = 20".into(),
+            5_120,
+        ),
+        (break_at("kind = 'gap'", 4_500), 4_500),
+        ("DELETE FROM audit_entries WHERE idx = 4095".into(), 4_095),
+        (break_at("agent_id = NULL", 3), 3),
+    ] {
+        sql(&mut conn, text.clone()).await;
+        assert_eq!(named(check(&log).await, &text).0, expected, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn an_exported_tile_that_is_cut_or_altered_is_noticed() {
+    let log = Log::with_entries(600).await;
+    let dir = log.dir.path().join("export");
+    aegis_audit::export::write_directory(&log.reader().await, &dir).await.unwrap();
+    let verified = async || {
+        let key = log.signer.verifier().clone();
+        verify::verify_directory(&dir, key, None, |_, _| {}).await
+    };
+    verified().await.unwrap();
+    for (name, index) in [("tile/0/001", 256_u64), ("tile/0/002.p/90", 512)] {
+        let path = dir.join(name);
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() - 32]).unwrap();
+        let last = index + whole.len() as u64 / 32 - 1;
+        assert_eq!(named(verified().await, name).0, last, "{name} cut by a hash");
+        let mut altered = whole.clone();
+        altered[40] ^= 1;
+        std::fs::write(&path, &altered).unwrap();
+        assert_eq!(named(verified().await, name).0, index + 1, "{name} altered");
+        std::fs::write(&path, &whole).unwrap();
+    }
+    std::fs::remove_file(dir.join("tile/0/001")).unwrap();
+    let error = verified().await.unwrap_err().to_string();
+    assert!(error.contains("tile 0/1"), "{error}");
+}
+
 #[tokio::test]
 async fn a_log_cut_anywhere_does_not_verify_and_does_not_open() {
     let log = Log::with_entries(300).await;
