@@ -1,6 +1,6 @@
 //! The identity manager: issue, verify, revoke, with every issue on record.
 
-use std::{error::Error, fmt, sync::Arc, time::Duration};
+use std::{collections::VecDeque, error::Error, fmt, sync::Arc, time::Duration};
 
 use aegis_core::{AgentId, SpiffeId, Sponsor, TrustDomain, identity::InvalidIdentity};
 use aegis_identity::{
@@ -84,6 +84,10 @@ struct Inner {
     clock: Clock,
     recorder: Arc<dyn Recorder>,
     authorities: Mutex<Authorities>,
+    /// Changes of authorities that are in force and not recorded yet, the oldest first.
+    changes: Mutex<VecDeque<IdentityEvent>>,
+    /// Held while they are recorded.
+    recording: tokio::sync::Mutex<()>,
     issuing: watch::Sender<Arc<Issuing>>,
     /// `None` until they have been loaded for the first time.
     registrations: watch::Sender<Option<Registrations>>,
@@ -113,6 +117,8 @@ impl IdentityManager {
             clock,
             recorder,
             authorities: Mutex::new(authorities),
+            changes: Mutex::default(),
+            recording: tokio::sync::Mutex::default(),
             issuing: watch::Sender::new(Arc::new(issuing)),
             registrations: watch::Sender::new(None),
             revocations: revoked.subscribe(),
@@ -322,6 +328,9 @@ impl IdentityManager {
             if let Err(error) = self.tick() {
                 tracing::error!(%error, "the authorities could not be rotated; the old ones go on signing until they end");
             }
+            if let Err(error) = self.record_changes().await {
+                tracing::error!(%error, "a change of authorities could not be recorded; nothing is issued until it is");
+            }
         }
     }
 
@@ -391,7 +400,23 @@ impl IdentityManager {
         Ok(svid)
     }
 
+    /// Records what has happened to authorities since the last time, in its order. Issuing does so
+    /// first, so that no identity is older in the log than the authority that signed it.
+    ///
+    /// # Errors
+    /// When it cannot be recorded; it is tried again the next time.
+    pub async fn record_changes(&self) -> Result<(), CaError> {
+        // One at a time: an event leaves the queue once it is recorded.
+        let _turn = self.0.recording.lock().await;
+        loop {
+            let Some(event) = self.0.changes.lock().front().cloned() else { return Ok(()) };
+            self.0.recorder.record(&event).await.map_err(CaError::Unrecorded)?;
+            self.0.changes.lock().pop_front();
+        }
+    }
+
     async fn record(&self, event: &IdentityEvent) -> Result<(), CaError> {
+        self.record_changes().await?;
         self.0.recorder.record(event).await.map_err(CaError::Unrecorded)
     }
 
@@ -401,7 +426,9 @@ impl IdentityManager {
         change: impl FnOnce(&mut Authorities) -> Result<(), RotateError>,
     ) -> Result<(), CaError> {
         let mut authorities = self.0.authorities.lock();
+        let before = authorities.info();
         let changed = change(&mut authorities);
+        self.0.changes.lock().extend(differences(&before, &authorities.info()));
         // Published even after an error: a change of two steps may have taken the first.
         let bundle = authorities.bundle()?;
         if bundle.sequence() != self.0.issuing.borrow().bundle.sequence() {
@@ -410,6 +437,20 @@ impl IdentityManager {
         }
         Ok(changed?)
     }
+}
+
+/// What has become of each authority.
+fn differences(before: &[AuthorityInfo], after: &[AuthorityInfo]) -> Vec<IdentityEvent> {
+    let event = |authority: &AuthorityInfo, status| IdentityEvent::AuthorityChanged {
+        authority: authority.id.clone(),
+        kind: authority.kind,
+        status,
+        not_after: authority.not_after,
+    };
+    let changed = after.iter().filter(|now| !before.contains(now));
+    let gone = before.iter().filter(|old| !after.iter().any(|now| now.id == old.id));
+    let changed = changed.map(|now| event(now, Some(now.status)));
+    changed.chain(gone.map(|old| event(old, None))).collect()
 }
 
 impl fmt::Debug for IdentityManager {

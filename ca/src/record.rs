@@ -1,4 +1,4 @@
-//! Who is told of every identity that is issued or revoked.
+//! Who is told of every identity that is issued or revoked, and of every change of authorities.
 
 use std::{error::Error, fmt};
 
@@ -7,7 +7,10 @@ use aegis_identity::Serial;
 use futures::future::BoxFuture;
 use serde::Serialize;
 
-use crate::revoke::Subject;
+use crate::{
+    revoke::Subject,
+    state::{Kind, Status},
+};
 
 /// Something that belongs into the audit log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -41,6 +44,18 @@ pub enum IdentityEvent {
         subject: Subject,
         /// Why.
         reason: String,
+    },
+    /// An authority has come, has another status or is gone: rotated, tainted or revoked. In force
+    /// before it is recorded; nothing is issued until it is.
+    AuthorityChanged {
+        /// Its name.
+        authority: String,
+        /// What it signs.
+        kind: Kind,
+        /// Where it is in its life now; none once it is gone.
+        status: Option<Status>,
+        /// When it ends.
+        not_after: Timestamp,
     },
     /// A revoked identity may be issued again.
     Reinstated {

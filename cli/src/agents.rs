@@ -7,6 +7,7 @@ use clap::Subcommand;
 
 use crate::{
     Context, Outcome,
+    approvals::SecondFactor,
     output::{self, Format, Text, Tone},
 };
 
@@ -45,6 +46,8 @@ struct OrderArgs {
     /// Why; recorded in the ledger
     #[arg(long)]
     reason: String,
+    #[command(flatten)]
+    factor: SecondFactor,
 }
 
 pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
@@ -71,7 +74,7 @@ async fn list(cx: &Context) -> anyhow::Result<Outcome> {
 
 async fn order(args: OrderArgs, order: Order, cx: &Context) -> anyhow::Result<Outcome> {
     let agent = find(&args.agent, cx).await?;
-    let request = AgentOrder { agent, order, reason: args.reason };
+    let request = AgentOrder { agent, order, reason: args.reason, totp: args.factor.totp };
     let done: Done = cx.client.post("/v1/agents", &request).await?;
     let what = match order {
         Order::Quarantine => "is quarantined",

@@ -53,9 +53,16 @@ struct Vote {
     /// Why; recorded in the ledger
     #[arg(long)]
     comment: Option<String>,
-    /// A one-time code of your authenticator
+    #[command(flatten)]
+    factor: SecondFactor,
+}
+
+/// What confirms that a person asks.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SecondFactor {
+    /// A one-time code of your authenticator (`aegis approvals enroll`)
     #[arg(long, value_name = "CODE")]
-    totp: Option<String>,
+    pub(crate) totp: Option<String>,
 }
 
 pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
@@ -76,7 +83,7 @@ fn path(id: &str) -> String {
 }
 
 async fn answer(vote: Vote, approve: bool, cx: &Context) -> anyhow::Result<Outcome> {
-    let request = VoteRequest { approve, comment: vote.comment, totp: vote.totp };
+    let request = VoteRequest { approve, comment: vote.comment, totp: vote.factor.totp };
     let view: ApprovalView = cx.client.post(&path(&vote.id), &request).await?;
     print(&view, cx)
 }

@@ -8,6 +8,7 @@
 mod agents;
 mod approvals;
 mod audit;
+mod child;
 mod completions;
 mod explain;
 mod init;
@@ -52,7 +53,7 @@ struct Cli {
 #[command(next_help_heading = "Global options")]
 struct Global {
     /// The daemon's control socket. Default: control.sock in $AEGIS_STATE, or in aegis under
-    /// $XDG_STATE_HOME or ~/.local/state
+    /// $XDG_STATE_HOME or ~/.local/state; if there is none, /run/aegis/control.sock
     #[arg(long, global = true, env = "AEGIS_SOCKET", hide_env_values = true, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// How results are printed
@@ -109,6 +110,16 @@ pub(crate) fn default_state() -> PathBuf {
     })
 }
 
+/// The control socket of a daemon under a user of its own (`aegis up --as-service`).
+const SERVICE_SOCKET: &str = "/run/aegis/control.sock";
+
+/// The control socket unless told otherwise: that of one's own daemon, or of the machine's.
+fn default_socket() -> PathBuf {
+    let own = default_state().join("control.sock");
+    let service = PathBuf::from(SERVICE_SOCKET);
+    if !own.exists() && service.exists() { service } else { own }
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = tokio::runtime::Builder::new_current_thread()
@@ -135,7 +146,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> anyhow::Result<Outcome> {
-    let socket = cli.global.socket.unwrap_or_else(|| default_state().join("control.sock"));
+    let socket = cli.global.socket.unwrap_or_else(default_socket);
     let cx = Context { client: Client::new(socket), format: cli.global.output };
     match cli.command {
         Command::Up(args) => up::run(args).await.map(|()| Outcome::Done),

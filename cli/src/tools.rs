@@ -1,11 +1,12 @@
 //! `aegis tools`: the tools that were seen, their pins, and pinning a changed one.
 
-use aegis_api::control::{PinRequest, ToolView};
+use aegis_api::control::{Done, PinRequest, ToolView};
 use aegis_core::Digest;
 use clap::Subcommand;
 
 use crate::{
     Context, Outcome,
+    approvals::SecondFactor,
     output::{self, Format, Text, Tone},
 };
 
@@ -37,21 +38,24 @@ enum Command {
         /// The digest you agree to; refused if another definition was seen meanwhile
         #[arg(long)]
         digest: Digest,
+        #[command(flatten)]
+        factor: SecondFactor,
     },
 }
 
 pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
     match args.command {
         Command::List { server } => list(server.as_deref(), cx).await,
-        Command::Pin { server, tool, digest } => {
-            let request = PinRequest { server, tool, digest };
-            let view: ToolView = cx.client.post("/v1/tools", &request).await?;
+        Command::Pin { server, tool, digest, factor } => {
+            let request = PinRequest { server, tool, digest, totp: factor.totp };
+            let done: Done = cx.client.post("/v1/tools", &request).await?;
             match cx.format {
-                Format::Json => output::json(&view)?,
+                Format::Json => output::json(&done)?,
                 Format::Text => {
                     let mut text = Text::new();
-                    let said = format!("{} of {} is pinned to {digest}", view.tool, view.server);
-                    text.toned(Tone::Good, said);
+                    let (tool, server, index) = (&request.tool, &request.server, done.index);
+                    let said = format!("{tool} of {server} is pinned to {digest}");
+                    text.toned(Tone::Good, format!("{said}; recorded as entry {index}"));
                     text.print()?;
                 }
             }

@@ -1,10 +1,13 @@
 //! `aegis up`: everything on one machine, in one process.
 
 mod attest;
+mod command;
 mod config;
 mod control;
 mod daemon;
 mod identity;
+mod operators;
+mod service;
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -28,6 +31,18 @@ pub(crate) struct Args {
     /// Where the ledger, keys and sockets rest; created with mode 0700
     #[arg(long, env = "AEGIS_STATE", default_value_os_t = crate::default_state())]
     state: PathBuf,
+    /// Where the control socket and the Workload API's socket are, for a daemon under a user of its
+    /// own: a folder that others can traverse. Default: in the state folder, which only its owner can
+    #[arg(long, env = "AEGIS_SOCKETS")]
+    sockets: Option<PathBuf>,
+    /// Who may ask and order something over the control socket besides the daemon's own user and root:
+    /// names or numbers of users. Agents' users need a second factor for every order
+    #[arg(long = "operator", env = "AEGIS_OPERATORS", value_delimiter = ',', value_name = "USER")]
+    operators: Vec<String>,
+    /// Print a systemd unit that runs the daemon under a user of its own, with what is to be done once,
+    /// and end
+    #[arg(long)]
+    as_service: bool,
     /// The trust domain of the agents here
     #[arg(long, env = "AEGIS_TRUST_DOMAIN", default_value = "aegis.local")]
     trust_domain: TrustDomain,
@@ -74,6 +89,12 @@ pub(crate) enum Logs {
 
 /// Runs the daemon until it is told to end.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    if args.as_service {
+        return service::print(&args);
+    }
+    // What a unit gives the daemon to look at other users' processes is not for the servers that it
+    // starts. No other thread runs yet.
+    let _ = rustix::thread::clear_ambient_capability_set();
     aegis_runtime::init_logs(match args.log_format {
         Logs::Text => LogFormat::Text,
         Logs::Json => LogFormat::Json,

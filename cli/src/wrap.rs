@@ -1,6 +1,7 @@
 //! `aegis wrap`: a stdio MCP server behind Aegis.
 //!
-//! Holds two pairs of pipes and a connection to the daemon. Whatever the client says goes to the
+//! A server whose command an AgentUpstream registers is started by the daemon, and its client needs
+//! no command; any other is started here. This holds the pipes and a connection to the daemon. Whatever the client says goes to the
 //! daemon; to the server goes what comes back for it, and the other way round. Standard error is
 //! the server's own. If the daemon goes away, nothing passes any more.
 
@@ -8,29 +9,28 @@ use std::process::Stdio;
 
 use aegis_api::{
     Client,
+    client::Wrapped,
     control::WrapHello,
-    frame::{self, Channel, Frame},
+    frame::{self, Channel},
 };
-use aegis_protocol::stdio::{self, LineDecoder};
+use aegis_protocol::stdio;
 use anyhow::Context as _;
 use clap::Args as ClapArgs;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    process::{Child, Command},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    process::Command,
     sync::mpsc,
 };
 
-/// The longest line that is passed on. Bytes; the daemon's own limit is usually smaller.
-const MAX_LINE: usize = 64 << 20;
-/// How long a server has to end after its input was closed, and again after SIGTERM.
-const GRACE: std::time::Duration = std::time::Duration::from_secs(2);
+use crate::child::{GRACE, read_lines, stop, write_frames};
 
 /// Run a stdio MCP server behind Aegis.
 ///
-/// Put this in front of the server's command in your client's configuration.
+/// Put this in front of the server's command in your client's configuration, or in its place where an
+/// AgentUpstream registers the command.
 #[derive(Debug, ClapArgs)]
 #[command(
-    after_help = "Example:\n  aegis wrap --server files -- npx -y @modelcontextprotocol/server-filesystem /srv/data"
+    after_help = "Example:\n  aegis wrap --server files -- npx -y @modelcontextprotocol/server-filesystem /srv/data\n  aegis wrap --server files   # as its AgentUpstream says"
 )]
 pub(crate) struct Args {
     /// The name under which policies know this server. Default: the command's file name
@@ -39,22 +39,53 @@ pub(crate) struct Args {
     /// The server's namespace
     #[arg(long, default_value = "default")]
     namespace: String,
-    /// The server's command
-    #[arg(last = true, required = true, num_args = 1..)]
+    /// The server's command; not needed where an AgentUpstream registers it, and refused if it is another
+    #[arg(last = true, num_args = 1..)]
     command: Vec<String>,
 }
 
-/// Runs the command until it or the client ends, and returns its exit code.
+/// Runs until the server or the client ends, and returns the server's exit code.
 pub(crate) async fn run(args: Args, client: &Client) -> anyhow::Result<i32> {
-    let (program, arguments) =
-        args.command.split_first().context("there is no command after `--`")?;
-    let server = args.server.clone().unwrap_or_else(|| {
-        std::path::Path::new(program)
+    let server = match (&args.server, args.command.first()) {
+        (Some(name), _) => name.clone(),
+        (None, Some(program)) => std::path::Path::new(program)
             .file_name()
-            .map_or_else(|| program.clone(), |name| name.to_string_lossy().into_owned())
-    });
-    let hello = WrapHello { server, namespace: Some(args.namespace.clone()) };
-    let stream = client.wrap(&hello).await?;
+            .map_or_else(|| program.clone(), |name| name.to_string_lossy().into_owned()),
+        (None, None) => anyhow::bail!(
+            "name the server: `--server NAME` of an AgentUpstream that registers a command, or a command after `--`"
+        ),
+    };
+    let namespace = Some(args.namespace.clone());
+    let hello = WrapHello { server, namespace, command: args.command.clone() };
+    let Wrapped { stream, by_daemon } = client.wrap(&hello).await?;
+    if by_daemon { relay(stream).await } else { start(&args.command, stream).await }
+}
+
+/// The server is the daemon's: only the client's lines pass here.
+async fn relay(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> anyhow::Result<i32> {
+    let (reader, writer) = tokio::io::split(stream);
+    let (out, frames) = mpsc::channel(256);
+    let mut writing = tokio::spawn(write_frames(writer, frames));
+    let from_client = tokio::spawn(read_lines(tokio::io::stdin(), Channel::Client, out));
+    tokio::select! {
+        _ = from_client => {
+            // What the client has still said is on its way; the closed side ends the server.
+            let _ = tokio::time::timeout(GRACE, &mut writing).await;
+            Ok(0)
+        }
+        result = pass(reader, tokio::io::sink()) => {
+            result.context("the connection to the Aegis daemon broke off")?;
+            anyhow::bail!("the server has ended, or the Aegis daemon ended the session");
+        }
+    }
+}
+
+/// The server is a child of this process.
+async fn start(
+    command: &[String],
+    stream: impl AsyncRead + AsyncWrite + Send + 'static,
+) -> anyhow::Result<i32> {
+    let (program, arguments) = command.split_first().context("there is no command after `--`")?;
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())
@@ -71,7 +102,7 @@ pub(crate) async fn run(args: Args, client: &Client) -> anyhow::Result<i32> {
     let from_client = tokio::spawn(read_lines(tokio::io::stdin(), Channel::Client, out));
     let passing = pass(reader, input);
     let ended = tokio::select! {
-        // The client has closed its side: the server's input closes with it.
+        // The client has closed its side: the server's input closes with it, as `pass` is dropped.
         _ = from_client => None,
         status = child.wait() => Some(status?),
         result = passing => {
@@ -91,62 +122,6 @@ pub(crate) async fn run(args: Args, client: &Client) -> anyhow::Result<i32> {
     };
     writing.abort();
     Ok(code)
-}
-
-async fn stop(child: &mut Child) -> anyhow::Result<i32> {
-    // `pass` was dropped by the select, and with it the server's standard input.
-    if let Ok(status) = tokio::time::timeout(GRACE, child.wait()).await {
-        return Ok(status?.code().unwrap_or(0));
-    }
-    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
-        let _ = nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(pid),
-            nix::sys::signal::Signal::SIGTERM,
-        );
-    }
-    if let Ok(status) = tokio::time::timeout(GRACE, child.wait()).await {
-        return Ok(status?.code().unwrap_or(143));
-    }
-    child.kill().await?;
-    Ok(137)
-}
-
-/// Lines of one side, each a frame to the daemon.
-async fn read_lines(mut from: impl AsyncRead + Unpin, channel: Channel, out: mpsc::Sender<Frame>) {
-    let mut decoder = LineDecoder::new(MAX_LINE);
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        let read = match from.read(&mut buffer).await {
-            Ok(0) | Err(_) => return,
-            Ok(read) => read,
-        };
-        decoder.push(buffer.get(..read).unwrap_or_default());
-        loop {
-            match decoder.next_line() {
-                Ok(Some(line)) => {
-                    if line.is_empty() {
-                        continue;
-                    }
-                    if out.send(Frame { channel, payload: line.to_vec() }).await.is_err() {
-                        return;
-                    }
-                }
-                Ok(None) => break,
-                Err(error) => {
-                    // It goes to the daemon as it is refused there: nothing, with a record of it.
-                    tracing::warn!(%error, "a line is withheld");
-                }
-            }
-        }
-    }
-}
-
-async fn write_frames(mut to: impl AsyncWrite + Unpin, mut frames: mpsc::Receiver<Frame>) {
-    while let Some(frame) = frames.recv().await {
-        if frame::write(&mut to, frame.channel, &frame.payload).await.is_err() {
-            return;
-        }
-    }
 }
 
 /// What the daemon released goes where it belongs.

@@ -318,7 +318,10 @@ impl Exchange {
             };
         let ServerMessage { bytes, kind } = message;
         let released = match kind {
-            ServerKind::Notification { method: _, params } => {
+            ServerKind::Notification { method, params } => {
+                if method == ServerMethod::ToolsListChanged {
+                    self.route.forget_listed();
+                }
                 self.notification(bytes, &params).await?
             }
             ServerKind::Request { id, method, action } => {

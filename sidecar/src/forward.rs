@@ -9,11 +9,17 @@ use std::{
 use aegis_core::decision::Reason;
 use aegis_identity::tls::{Roots, https_client_config};
 use aegis_kernel::Permit;
-use aegis_protocol::mcp::ClientMessage;
+use aegis_protocol::{
+    jsonrpc::{Id, Message, RawMessage},
+    mcp::ClientMessage,
+    sse::SseDecoder,
+};
 use aegis_resources::{AgentUpstreamSpec, upstream::Credential};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, header};
-use http_body_util::Full;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header,
+};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_rustls::HttpsConnector;
 use hyper_util::{
@@ -24,6 +30,9 @@ use parking_lot::Mutex;
 
 use crate::{
     exchange::Exchange,
+    listing::{Ask, Unlisted},
+    oauth,
+    relay::{self, content_type},
     route::{Caller, Route},
 };
 
@@ -132,6 +141,22 @@ impl Target {
         self.uri.to_string()
     }
 
+    /// Reads another document of the upstream's host, without the credential.
+    ///
+    /// # Errors
+    /// As [`Target::send`].
+    pub async fn get(&self, path: &str, timeout: Duration) -> Result<Response<Incoming>, Reason> {
+        let mut parts = self.uri.clone().into_parts();
+        parts.path_and_query = path.parse().ok();
+        let uri = Uri::from_parts(parts).map_err(|_| Reason::MalformedMessage)?;
+        let mut request = Request::new(Full::new(Bytes::new()));
+        *request.uri_mut() = uri;
+        let headers = request.headers_mut();
+        headers.insert(header::HOST, self.host.clone());
+        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        self.exchange(request, timeout).await
+    }
+
     /// Sends one request.
     ///
     /// # Errors
@@ -152,6 +177,14 @@ impl Target {
         *request.method_mut() = method;
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = headers;
+        self.exchange(request, timeout).await
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<Full<Bytes>>,
+        timeout: Duration,
+    ) -> Result<Response<Incoming>, Reason> {
         match tokio::time::timeout(timeout, self.client.request(request)).await {
             Err(_) => Err(Reason::UpstreamTimeout),
             Ok(Ok(response)) => Ok(response),
@@ -183,6 +216,83 @@ pub async fn forward(
     match target.send(Method::POST, headers, bytes, timeout).await {
         Ok(response) => Ok((response, exchange)),
         Err(reason) => Err((reason, exchange)),
+    }
+}
+
+/// The upstream as a client's request reaches it: with its session and its credentials.
+pub(crate) struct Peer<'a> {
+    pub(crate) route: &'a Route,
+    pub(crate) headers: &'a HeaderMap,
+}
+
+impl Ask for Peer<'_> {
+    async fn ask(&self, id: &Id, request: Bytes) -> Result<Bytes, Unlisted> {
+        let target = self.route.target.as_ref().ok_or(Reason::UpstreamUnavailable)?;
+        let timeout = Duration::from_secs(self.route.spec.limits.answer_timeout_secs.into());
+        let headers = self.own_headers();
+        let response = target.send(Method::POST, headers, request, timeout).await?;
+        let (head, body) = response.into_parts();
+        if !head.status.is_success() {
+            let challenge = head.headers.get(header::WWW_AUTHENTICATE);
+            let challenge = challenge.and_then(|value| value.to_str().ok());
+            let challenge = challenge.and_then(|text| oauth::challenge(self.route, text));
+            // A client that is asked for no token is not told that one is missing.
+            if head.status == StatusCode::UNAUTHORIZED && challenge.is_none() {
+                return Err(Reason::UpstreamUnavailable.into());
+            }
+            let answered = head.status.is_client_error().then_some((head.status, challenge));
+            return Err(Unlisted { reason: Reason::ToolsUnlisted, answered });
+        }
+        if head.headers.contains_key(header::CONTENT_ENCODING) {
+            return Err(Reason::UpstreamMalformed.into());
+        }
+        match content_type(&head.headers).as_str() {
+            "application/json" => Ok(relay::collect(self.route, body).await?),
+            "text/event-stream" => Ok(self.answer_in(body, id).await?),
+            _ => Err(Reason::UpstreamMalformed.into()),
+        }
+    }
+}
+
+impl Peer<'_> {
+    /// The client's headers, saying what Aegis' own request is.
+    fn own_headers(&self) -> HeaderMap {
+        let mut headers = self.headers.clone();
+        let mirrors: Vec<HeaderName> = headers
+            .keys()
+            .filter(|name| name.as_str() == "mcp-name" || name.as_str().starts_with("mcp-param-"))
+            .cloned()
+            .collect();
+        for name in mirrors {
+            headers.remove(name);
+        }
+        if headers.contains_key("mcp-method") {
+            headers.insert("mcp-method", HeaderValue::from_static("tools/list"));
+        }
+        let both = HeaderValue::from_static("application/json, text/event-stream");
+        headers.insert(header::ACCEPT, both);
+        headers
+    }
+
+    /// The answer within a stream. What else the server says there is addressed to nobody.
+    async fn answer_in(&self, mut body: Incoming, id: &Id) -> Result<Bytes, Reason> {
+        let limits = self.route.response_limits();
+        let mut decoder = SseDecoder::new(limits.size);
+        loop {
+            while let Some(event) = decoder.next_event().map_err(|_| Reason::UpstreamTooLarge)? {
+                let Some(data) = event.data().filter(|data| !data.is_empty()) else { continue };
+                let raw = RawMessage::parse(data, limits).map_err(|_| Reason::UpstreamMalformed)?;
+                if let Message::Response { id: Some(of), .. } = &raw.message
+                    && of == id
+                {
+                    return Ok(raw.bytes);
+                }
+            }
+            match body.frame().await {
+                Some(Ok(frame)) => decoder.push(&frame.into_data().unwrap_or_default()),
+                Some(Err(_)) | None => return Err(Reason::UpstreamUnavailable),
+            }
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use aegis_core::{
+    Digest,
     action::{Action, ActionKind, Protocol},
     decision::{Reason, Verdict},
 };
@@ -13,16 +14,18 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::Map;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 
 use crate::{
     attest::Attested,
     exchange::Exchange,
-    forward,
+    forward::{self, Peer},
+    listing, oauth,
     relay::{content_type, failed, relay},
     respond,
-    route::{Caller, Held, Route, Step},
+    route::{self, Asks, Caller, Governed, Held, Route, Step},
     stream,
 };
 
@@ -31,14 +34,18 @@ pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// How long a client may take to send a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
-/// How many connections one listener serves at once.
-const MAX_CONNECTIONS: usize = 4_096;
+/// The longest name of a session; it is in every record of its calls.
+const MAX_SESSION_BYTES: usize = 1_024;
 /// The session's header, in the legacy era.
 const SESSION: &str = "mcp-session-id";
 
 /// Serves one route until the process drains, and returns when every connection has ended.
 pub async fn serve(route: Arc<Route>, listener: TcpListener) {
+    if let Ok(address) = listener.local_addr() {
+        route.listens_on(address);
+    }
     let drain = route.shared.drain.clone();
+    let room = usize::try_from(route.spec.limits.connections).unwrap_or(usize::MAX);
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -46,7 +53,7 @@ pub async fn serve(route: Arc<Route>, listener: TcpListener) {
             () = drain.cancelled() => break,
         };
         match accepted {
-            Ok((stream, remote)) if connections.len() < MAX_CONNECTIONS => {
+            Ok((stream, remote)) if connections.len() < room => {
                 connections.spawn(connection(Arc::clone(&route), stream, remote));
             }
             Ok(_) => route.shared.refusals.count(&route.name, Reason::Overloaded),
@@ -120,7 +127,18 @@ async fn answer(
             return boxed(respond::http(respond::plain(respond::status_of(reason), reason)));
         }
     };
+    if let Some(long) = session.as_ref().filter(|session| session.len() > MAX_SESSION_BYTES) {
+        let reason = Reason::NameTooLong;
+        route.count(Verdict::Deny, reason);
+        let told = route::too_long("session", long.len(), &Digest::of(long.as_bytes()));
+        route.kernel().refuse(&principal, &route.name, reason, told).await;
+        return boxed(respond::http(respond::plain(respond::status_of(reason), reason)));
+    }
     let caller = Caller { principal, session };
+    let metadata = |target| oauth::is_metadata(target, request.uri().path());
+    if request.method() == Method::GET && route.target.as_ref().is_some_and(metadata) {
+        return oauth::serve(route, &caller, request.uri().path()).await;
+    }
     if route.target.as_ref().is_none_or(|target| target.path() != request.uri().path()) {
         return boxed(respond::http(respond::plain(StatusCode::NOT_FOUND, Reason::MethodUnknown)));
     }
@@ -190,16 +208,28 @@ async fn post(
         Ok(bytes) => bytes,
         Err(reason) => {
             route.count(Verdict::Deny, reason);
-            route.kernel().refuse(&caller.principal, &route.name, "", reason).await;
+            route.kernel().refuse(&caller.principal, &route.name, reason, Map::new()).await;
             let mut response = respond::http(respond::plain(respond::status_of(reason), reason));
             // What is left of the body is not worth reading.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             return boxed(response);
         }
     };
-    match route.govern(&caller, Transport::Http(&headers), bytes).await {
+    let transport = Transport::Http(&headers);
+    let step = match route.govern(&caller, transport, bytes).await {
+        Governed::Settled(step) => step,
+        Governed::Unlisted(pending) => {
+            let server = Peer { route, headers: &headers };
+            let learned = listing::learn(route, &caller, pending.era(), &server).await;
+            route.govern_listed(&caller, transport, *pending, learned).await
+        }
+    };
+    match step {
         Step::Forward(permit) => exchange(route, &caller, *permit, headers).await,
         Step::Answer { answer, .. } => boxed(respond::http(answer)),
+        Step::Hold(held) if held.asks == Asks::Now => {
+            boxed(respond::http(respond::still_pending(&held)))
+        }
         Step::Hold(held) => hold(route, caller, *held, headers).await,
     }
 }
@@ -236,6 +266,38 @@ async fn exchange(
     }
 }
 
+/// Decides on a request that is no message of the protocol.
+///
+/// # Errors
+/// The answer to a refused one.
+pub(crate) async fn decide(
+    route: &Route,
+    caller: &Caller,
+    method: &str,
+) -> Result<Permit<Action>, Response<Body>> {
+    let action = Action {
+        kind: ActionKind::Session,
+        protocol: Protocol::Mcp,
+        method: method.into(),
+        server: route.name.clone(),
+        tool: None,
+        tool_pin: None,
+        resource: None,
+        arguments: serde_json::Value::Null,
+    };
+    match route.kernel().decide(route.context(caller), action).await {
+        Ok(permit) => {
+            route.count(Verdict::Allow, permit.receipt().decision.reason);
+            Ok(permit)
+        }
+        Err(refusal) => {
+            let reason = refusal.decision.reason;
+            route.count(refusal.decision.verdict, reason);
+            Err(boxed(respond::http(respond::plain(StatusCode::FORBIDDEN, reason))))
+        }
+    }
+}
+
 /// Opening the legacy stream (GET) or ending the legacy session (DELETE).
 async fn session_request(
     route: &Arc<Route>,
@@ -251,25 +313,11 @@ async fn session_request(
             }
         };
     let era = version.and_then(Era::of_version).unwrap_or(Era::Legacy(LegacyVersion::ASSUMED));
-    let action = Action {
-        kind: ActionKind::Session,
-        protocol: Protocol::Mcp,
-        method: if method == Method::GET { "session/stream" } else { "session/delete" }.into(),
-        server: route.name.clone(),
-        tool: None,
-        tool_pin: None,
-        resource: None,
-        arguments: serde_json::Value::Null,
-    };
-    let permit = match route.kernel().decide(route.context(&caller), action).await {
+    let what = if method == Method::GET { "session/stream" } else { "session/delete" };
+    let permit = match decide(route, &caller, what).await {
         Ok(permit) => permit,
-        Err(refusal) => {
-            let reason = refusal.decision.reason;
-            route.count(refusal.decision.verdict, reason);
-            return boxed(respond::http(respond::plain(StatusCode::FORBIDDEN, reason)));
-        }
+        Err(refused) => return refused,
     };
-    route.count(Verdict::Allow, permit.receipt().decision.reason);
     let resumes = resumes.map(Bytes::from);
     let exchange = Exchange::listen(Arc::clone(route), caller, permit, era, resumes);
     let Some(target) = &route.target else {
@@ -305,9 +353,7 @@ async fn hold(
     match wait(route, &caller, held).await {
         Step::Forward(permit) => exchange(route, &caller, *permit, headers).await,
         Step::Answer { answer, .. } => boxed(respond::http(answer)),
-        Step::Hold(held) => {
-            boxed(respond::http(respond::still_pending(&held.message, &held.approval, &held.text)))
-        }
+        Step::Hold(held) => boxed(respond::http(respond::still_pending(&held))),
     }
 }
 
@@ -336,11 +382,7 @@ pub(crate) async fn wait(route: &Arc<Route>, caller: &Caller, held: Held) -> Ste
 
 /// Records and answers a held call that a human refused, or nobody decided.
 async fn ended(route: &Arc<Route>, caller: &Caller, held: &Held, reason: Reason) -> Step {
-    route.count(Verdict::Deny, reason);
-    route
-        .kernel()
-        .refuse_action(&caller.principal, held.message.action(), Some(&held.approval), reason)
-        .await;
+    route.refuse(caller, held.message.action(), Some(&held.approval), reason).await;
     Step::Answer { answer: respond::explained(&held.message, reason), one_way: false }
 }
 

@@ -7,10 +7,13 @@
 //! a reason into words of the protocol. [`stdio`] walks the same path for a wrapped command.
 
 pub mod attest;
+mod bounded;
 pub mod exchange;
 pub mod forward;
 pub mod inbound;
+pub mod listing;
 pub mod metrics;
+mod oauth;
 pub mod pins;
 pub mod refusals;
 mod relay;

@@ -31,6 +31,8 @@ pub struct Pinned {
     pub pinned: Option<Digest>,
     /// The digest that was seen last.
     pub seen: Option<Digest>,
+    /// Whether the server has not said since that its tools have changed.
+    pub fresh: bool,
     /// Parameters that modern clients mirror in headers.
     pub header_params: Vec<HeaderParam>,
     /// What looks suspicious in the definition seen last.
@@ -44,10 +46,9 @@ pub enum Known {
     Pinned(Digest, Vec<HeaderParam>),
     /// Its definition has changed, or nobody has agreed to it.
     Quarantined,
-    /// The server has listed its tools, and this is none of them.
+    /// The server has not listed it since Aegis started: it is none of its tools. An agreement of
+    /// an earlier time is about a definition that nobody has seen since.
     Absent,
-    /// The server has not listed its tools yet.
-    NeverListed,
 }
 
 impl Pinned {
@@ -91,7 +92,7 @@ impl Pins {
         }
         let known = tools.entry(tool.name.clone()).or_default();
         let news = known.seen != Some(tool.pin);
-        known.seen = Some(tool.pin);
+        (known.seen, known.fresh) = (Some(tool.pin), true);
         known.header_params.clone_from(&tool.header_params);
         known.warnings =
             tool.findings.iter().map(|f| format!("{:?} at {}", f.kind, f.pointer)).collect();
@@ -110,15 +111,32 @@ impl Pins {
     #[must_use]
     pub fn find(&self, tool: &str) -> Known {
         let tools = self.tools.lock();
-        match tools.get(tool) {
+        match tools.get(tool).filter(|known| known.seen.is_some()) {
             Some(known) if known.is_quarantined() => Known::Quarantined,
             Some(Pinned { pinned: Some(pin), header_params, .. }) => {
                 Known::Pinned(*pin, header_params.clone())
             }
             Some(_) => Known::Quarantined,
-            None if tools.values().any(|known| known.seen.is_some()) => Known::Absent,
-            None => Known::NeverListed,
+            None => Known::Absent,
         }
+    }
+
+    /// Whether the definition seen last is what the server has, as far as it says.
+    #[must_use]
+    pub fn is_fresh(&self, tool: &str) -> bool {
+        self.tools.lock().get(tool).is_some_and(|known| known.fresh)
+    }
+
+    /// The server says that its tools have changed.
+    pub fn expire(&self) {
+        self.tools.lock().values_mut().for_each(|known| known.fresh = false);
+    }
+
+    /// The digest that is agreed to and, as far as is known, still the tool's.
+    #[must_use]
+    pub fn pin(&self, tool: &str) -> Option<Digest> {
+        let tools = self.tools.lock();
+        tools.get(tool).filter(|known| !known.is_quarantined())?.pinned
     }
 
     /// Agrees to the definition with that digest, if it is the one seen last. Returns the entry to
@@ -178,7 +196,10 @@ mod tests {
     #[test]
     fn a_changed_definition_is_quarantined_until_agreed() {
         let pins = Pins::new("calc", &ToolPins::default());
-        assert_eq!(pins.find("add"), Known::NeverListed);
+        assert_eq!(pins.find("add"), Known::Absent);
+        pins.put("add", tool("adds").pin);
+        assert_eq!(pins.find("add"), Known::Absent, "an old agreement is no sight of the tool");
+        let pins = Pins::new("calc", &ToolPins::default());
         let (named, entry) = pins.note(&tool("adds"), NOW);
         assert!(named);
         assert_eq!(entry.unwrap().kind, Kind::ToolPinned);

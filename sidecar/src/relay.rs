@@ -10,8 +10,9 @@ use std::time::Duration;
 use aegis_audit::entry::Outcome as Ended;
 use aegis_core::decision::Reason;
 use aegis_protocol::jsonrpc::RawMessage;
+use aegis_resources::upstream::OauthMetadata;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, header, response::Parts};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header, response::Parts};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 
@@ -19,7 +20,9 @@ use crate::{
     exchange::Exchange,
     forward::end_to_end,
     inbound::{Body, boxed},
-    respond, stream,
+    oauth, respond,
+    route::Route,
+    stream,
 };
 
 /// Tells the client that its message was forwarded in vain.
@@ -40,11 +43,14 @@ pub(crate) async fn relay(response: Response<Incoming>, exchange: Exchange) -> R
     }
     let kind = content_type(&head.headers);
     end_to_end(&mut head.headers);
+    if let Err(reason) = present_challenges(&exchange, &mut head) {
+        return failed(exchange, reason).await;
+    }
     if kind == "text/event-stream" && head.status.is_success() {
         head.headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
         return Response::from_parts(head, stream::events(body, exchange));
     }
-    let bytes = match collect(&exchange, body).await {
+    let bytes = match collect(exchange.route(), body).await {
         Ok(bytes) => bytes,
         Err(reason) => return failed(exchange, reason).await,
     };
@@ -61,6 +67,28 @@ pub(crate) async fn relay(response: Response<Incoming>, exchange: Exchange) -> R
     withheld(head, exchange).await
 }
 
+/// Lets challenges for a token say what clients may see of them. Where Aegis adds a credential of its
+/// own, 401 is about that one, and no client can do anything about it.
+fn present_challenges(exchange: &Exchange, head: &mut Parts) -> Result<(), Reason> {
+    let route = exchange.route();
+    let hidden = route.spec.presents_oauth() == OauthMetadata::Hidden;
+    if hidden && head.status == StatusCode::UNAUTHORIZED {
+        tracing::error!(server = route.name, "the upstream does not accept Aegis' credential");
+        return Err(Reason::UpstreamUnavailable);
+    }
+    let header::Entry::Occupied(entry) = head.headers.entry(header::WWW_AUTHENTICATE) else {
+        return Ok(());
+    };
+    let (_, challenges) = entry.remove_entry_mult();
+    let seen: Vec<HeaderValue> = challenges
+        .filter_map(|value| oauth::challenge(route, value.to_str().ok()?)?.parse().ok())
+        .collect();
+    for challenge in seen {
+        head.headers.append(header::WWW_AUTHENTICATE, challenge);
+    }
+    Ok(())
+}
+
 /// The essence of `Content-Type`, in lower case.
 pub(crate) fn content_type(headers: &HeaderMap) -> String {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
@@ -68,9 +96,9 @@ pub(crate) fn content_type(headers: &HeaderMap) -> String {
 }
 
 /// Reads a whole body; never judges a part of one.
-async fn collect(exchange: &Exchange, body: Incoming) -> Result<Bytes, Reason> {
-    let limited = Limited::new(body, exchange.route().response_limits().size);
-    let timeout = Duration::from_secs(exchange.route().spec.limits.answer_timeout_secs.into());
+pub(crate) async fn collect(route: &Route, body: Incoming) -> Result<Bytes, Reason> {
+    let limited = Limited::new(body, route.response_limits().size);
+    let timeout = Duration::from_secs(route.spec.limits.answer_timeout_secs.into());
     match tokio::time::timeout(timeout, limited.collect()).await {
         Err(_) => Err(Reason::UpstreamTimeout),
         Ok(Ok(collected)) => Ok(collected.to_bytes()),

@@ -11,6 +11,11 @@ use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 use serde_json::json;
 
+use crate::{
+    listing::Unlisted,
+    route::{Asks, Held, OWN_STATE},
+};
+
 /// The answer to a message that a decision refuses, in the form that the upstream's owner chose.
 #[must_use]
 pub fn refused(spec: &AgentUpstreamSpec, message: &ClientMessage, decision: &Decision) -> Answer {
@@ -70,17 +75,37 @@ pub fn explained(message: &ClientMessage, reason: Reason) -> Answer {
     }
 }
 
-/// A call was held as long as its listener holds calls.
+/// A call waits for a human, and its client is not held or no longer.
 #[must_use]
-pub fn still_pending(message: &ClientMessage, approval: &str, why: &str) -> Answer {
+pub fn still_pending(held: &Held) -> Answer {
+    let (message, approval, why) = (&held.message, &held.approval, &held.text);
     let (Some(id), Some(method)) = (message.request_id(), message.method()) else {
         return one_way(Reason::ApprovalPending);
     };
+    let reason = Reason::ApprovalPending;
+    if held.asks != Asks::Never {
+        let text = format!(
+            "Waiting for a human: {why} Approval {approval} is open and is answered elsewhere; confirm here once it is, and the call is repeated [{reason}]"
+        );
+        return deny::approval_asked(id, &format!("{OWN_STATE}{approval}"), &text);
+    }
     let text = format!(
-        "Waiting for a human: {why} Approval {approval} is open; retry the same call once it is approved [{}]",
-        Reason::ApprovalPending
+        "Waiting for a human: {why} Approval {approval} is open; retry the same call once it is approved [{reason}]"
     );
-    deny::approval_pending(message.era(), id, method, None, "", &text)
+    deny::explain(message.era(), id, method, reason, &text)
+}
+
+/// The server has not listed its tools: what it said, where that helps its client.
+#[must_use]
+pub fn unlisted(message: &ClientMessage, unlisted: &Unlisted) -> Answer {
+    let mut answer = match unlisted.reason {
+        Reason::ToolsUnlisted if unlisted.answered.is_none() => explained(message, unlisted.reason),
+        reason => upstream_failed(message.request_id(), reason),
+    };
+    if let Some((status, challenge)) = &unlisted.answered {
+        (answer.status, answer.www_authenticate) = (*status, challenge.clone());
+    }
+    answer
 }
 
 /// A client answered a question that no server has asked.
@@ -119,7 +144,9 @@ pub const fn status_of(reason: Reason) -> StatusCode {
         Reason::Overloaded | Reason::Draining | Reason::RecordFailed => {
             StatusCode::SERVICE_UNAVAILABLE
         }
-        Reason::MalformedMessage | Reason::HeaderMismatch => StatusCode::BAD_REQUEST,
+        Reason::MalformedMessage | Reason::HeaderMismatch | Reason::NameTooLong => {
+            StatusCode::BAD_REQUEST
+        }
         _ => StatusCode::FORBIDDEN,
     }
 }

@@ -1,13 +1,15 @@
 //! One governed upstream: from a message's bytes to a permit, an answer, or a wait.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
     time::Instant,
 };
 
+use aegis_audit::entry::Outcome as Ended;
 use aegis_core::{
-    AgentId,
+    AgentId, Digest,
     action::{Action, ActionKind, Protocol},
     decision::{Reason, Verdict},
     policy::Scope,
@@ -17,7 +19,7 @@ use aegis_protocol::{
     json::Limits as JsonLimits,
     jsonrpc::Id,
     mcp::{
-        self, ClientKind, ClientMessage, ClientMethod, ServerMethod, Transport,
+        self, ClientKind, ClientMessage, ClientMethod, Era, ProtocolError, ServerMethod, Transport,
         capabilities::{self, Allowed},
         deny::Answer,
     },
@@ -29,8 +31,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     attest::Attest,
+    bounded::{Bounded, MAX_REMEMBERED},
     exchange::Exchange,
     forward::Target,
+    listing::Unlisted,
     metrics::Metrics,
     pins::{Known, Pins},
     refusals::Refusals,
@@ -66,10 +70,13 @@ pub struct Route {
     /// Where to forward; `None` for a wrapped command, whose streams the wrapper holds.
     pub target: Option<Target>,
     /// What the server has asked its clients, by session and id.
-    asked: Mutex<Bounded<ServerMethod>>,
+    asked: Mutex<Bounded<Key, ServerMethod>>,
     /// Exchanges whose stream broke off and may be resumed, by session and id.
-    parked: Mutex<Bounded<Exchange>>,
+    parked: Mutex<Bounded<Key, Exchange>>,
+    /// The sessions in which the server has listed all its tools.
+    listed: Mutex<Bounded<(AgentId, Option<String>), ()>>,
     allowed: Mutex<HashMap<AgentId, (u64, u64, Allowed)>>,
+    address: OnceLock<SocketAddr>,
 }
 
 /// Why a route cannot be made.
@@ -82,6 +89,10 @@ pub struct RouteError {
     pub message: String,
 }
 
+mod held;
+
+pub(crate) use held::OWN_STATE;
+
 /// Who speaks, and in which session.
 #[derive(Clone, Debug)]
 pub struct Caller {
@@ -89,6 +100,43 @@ pub struct Caller {
     pub principal: Principal,
     /// The protocol's session.
     pub session: Option<String>,
+}
+
+/// How far a message is.
+#[derive(Debug)]
+pub enum Governed {
+    /// It is judged.
+    Settled(Step),
+    /// It calls a tool in a session in which the server has not listed its tools yet: they are to
+    /// be learned first, and then [`Route::govern_listed`] judges it.
+    Unlisted(Box<Pending>),
+}
+
+/// A parsed message that is not judged yet.
+#[derive(Debug)]
+pub struct Pending {
+    message: ClientMessage,
+    asks: Asks,
+}
+
+impl Pending {
+    /// How its client speaks.
+    #[must_use]
+    pub const fn era(&self) -> Era {
+        self.message.era()
+    }
+}
+
+/// How a client can be told that a call waits for a human.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asks {
+    /// It is held, or told in a tool's result.
+    Never,
+    /// By a form that Aegis answers it with at once, and whose answer repeats the call.
+    Now,
+    /// It repeats a call after such a form: it is held, and gets the form again if nobody has
+    /// decided by then. So a client that confirms by itself does not ask in a circle.
+    Later,
 }
 
 /// What becomes of a message.
@@ -116,6 +164,8 @@ pub struct Held {
     pub approval: String,
     /// The sentence for whoever asked.
     pub text: String,
+    /// How its client can be told that it waits.
+    pub asks: Asks,
 }
 
 /// An id within an agent's session.
@@ -132,45 +182,6 @@ pub struct Key {
 impl Key {
     fn is_of(&self, caller: &Caller) -> bool {
         self.agent == caller.principal.id && self.session == caller.session
-    }
-}
-
-/// How many open questions, or parked exchanges, a route remembers.
-const MAX_OPEN: usize = 1_024;
-
-/// A map that forgets its oldest entry when it is full.
-#[derive(Debug)]
-struct Bounded<T> {
-    map: HashMap<Key, T>,
-    order: VecDeque<Key>,
-}
-
-impl<T> Default for Bounded<T> {
-    fn default() -> Self {
-        Self { map: HashMap::new(), order: VecDeque::new() }
-    }
-}
-
-impl<T> Bounded<T> {
-    /// Puts a value and returns what had to be forgotten for it.
-    fn put(&mut self, key: Key, value: T) -> Option<T> {
-        if let Some(previous) = self.map.insert(key.clone(), value) {
-            return Some(previous);
-        }
-        self.order.push_back(key);
-        while self.order.len() > MAX_OPEN {
-            let oldest = self.order.pop_front()?;
-            if let Some(forgotten) = self.map.remove(&oldest) {
-                return Some(forgotten);
-            }
-        }
-        None
-    }
-
-    fn take(&mut self, key: &Key) -> Option<T> {
-        let taken = self.map.remove(key)?;
-        self.order.retain(|other| other != key);
-        Some(taken)
     }
 }
 
@@ -212,7 +223,9 @@ impl Route {
             target,
             asked: Mutex::default(),
             parked: Mutex::default(),
+            listed: Mutex::default(),
             allowed: Mutex::default(),
+            address: OnceLock::new(),
         })
     }
 
@@ -226,6 +239,17 @@ impl Route {
     #[must_use]
     pub fn response_limits(&self) -> JsonLimits {
         JsonLimits { size: size(self.spec.limits.response_bytes), ..JsonLimits::default() }
+    }
+
+    /// Where it listens, once it does.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address.get().copied()
+    }
+
+    /// Notes where it listens.
+    pub(crate) fn listens_on(&self, address: SocketAddr) {
+        let _ = self.address.set(address);
     }
 
     /// The kernel.
@@ -243,35 +267,144 @@ impl Route {
     }
 
     /// Judges one message of a client.
-    pub async fn govern(&self, caller: &Caller, transport: Transport<'_>, body: Bytes) -> Step {
-        let body = self.strip_capabilities(caller, body);
+    pub async fn govern(
+        self: &Arc<Self>,
+        caller: &Caller,
+        transport: Transport<'_>,
+        body: Bytes,
+    ) -> Governed {
+        let retry = held::take_retry(&body);
+        let body = retry.as_ref().map_or(body, |retry| retry.body.clone());
+        let stripped = self.strip_capabilities(caller, body.clone());
         let mut message =
-            match mcp::parse_client(&self.name, transport, body, self.request_limits()) {
+            match mcp::parse_client(&self.name, transport, stripped, self.request_limits()) {
                 Ok(message) => message,
-                Err(refusal) => {
-                    let reason = refusal.error.reason();
-                    self.count(Verdict::Deny, reason);
-                    self.kernel().refuse(&caller.principal, &self.name, "", reason).await;
-                    let one_way = refusal.one_way;
-                    return Step::Answer { answer: mcp::deny::refuse(&refusal), one_way };
-                }
+                Err(refusal) => return Governed::Settled(self.unreadable(caller, &refusal).await),
             };
-        if let Err((reason, answer)) = self.check_before(caller, transport, &mut message) {
-            self.count(Verdict::Deny, reason);
-            let method = &message.action().method;
-            self.kernel().refuse(&caller.principal, &self.name, method, reason).await;
-            let one_way = message.request_id().is_none();
-            return Step::Answer { answer, one_way };
+        if let Some(retry) = &retry
+            && let Some(step) = self.check_retry(caller, &message, retry).await
+        {
+            return Governed::Settled(step);
         }
-        self.settle(caller, message).await
+        let asks = held::asks(&message, &body, retry.is_some());
+        if message.method() == Some(ClientMethod::ToolsCall)
+            && self.is_unlisted(caller, message.action())
+        {
+            let judgement = self.kernel().evaluate(&self.context(caller).about(message.action()));
+            if judgement.decision.verdict != Verdict::Deny {
+                return Governed::Unlisted(Box::new(Pending { message, asks }));
+            }
+            // Denied whatever the server has: it is not asked for it.
+            return Governed::Settled(self.deny_unlisted(caller, message).await);
+        }
+        let checked = self.check_before(caller, transport, &mut message);
+        Governed::Settled(self.settle_checked(caller, message, asks, checked).await)
+    }
+
+    /// Judges a call once the server was asked for its tools.
+    pub async fn govern_listed(
+        &self,
+        caller: &Caller,
+        transport: Transport<'_>,
+        pending: Pending,
+        learned: Result<(), Unlisted>,
+    ) -> Step {
+        let Pending { mut message, asks } = pending;
+        let checked = match learned {
+            Ok(()) => self.check_tool(transport, &mut message),
+            Err(unlisted) => Err((unlisted.reason, respond::unlisted(&message, &unlisted))),
+        };
+        self.settle_checked(caller, message, asks, checked).await
+    }
+
+    async fn settle_checked(
+        &self,
+        caller: &Caller,
+        message: ClientMessage,
+        asks: Asks,
+        checked: Result<(), (Reason, Answer)>,
+    ) -> Step {
+        match checked {
+            Ok(()) => self.settle(caller, message, asks).await,
+            Err((reason, answer)) => {
+                let one_way = message.request_id().is_none();
+                self.refuse(caller, message.action(), None, reason).await;
+                Step::Answer { answer, one_way }
+            }
+        }
+    }
+
+    /// A call that is denied without a look at its tool. Should the policies have changed since, it
+    /// does not go on either: nobody knows the tool.
+    async fn deny_unlisted(self: &Arc<Self>, caller: &Caller, message: ClientMessage) -> Step {
+        let reason = Reason::ToolsUnlisted;
+        let answer = respond::explained(&message, reason);
+        match self.settle(caller, message, Asks::Never).await {
+            Step::Forward(permit) => {
+                let (_, mut exchange) = Exchange::open(Arc::clone(self), caller.clone(), *permit);
+                exchange.conclude(Ended::Failure, Some(reason), None).await;
+                Step::Answer { answer, one_way: false }
+            }
+            Step::Hold(_) => Step::Answer { answer, one_way: false },
+            denied @ Step::Answer { .. } => denied,
+        }
+    }
+
+    async fn unreadable(&self, caller: &Caller, refusal: &mcp::Refusal) -> Step {
+        let reason = refusal.error.reason();
+        self.count(Verdict::Deny, reason);
+        let detail = match &refusal.error {
+            ProtocolError::TooLong { what, bytes, digest } => too_long(what, *bytes, digest),
+            _ => serde_json::Map::new(),
+        };
+        self.kernel().refuse(&caller.principal, &self.name, reason, detail).await;
+        Step::Answer { answer: mcp::deny::refuse(refusal), one_way: refusal.one_way }
+    }
+
+    /// Counts and records that an action is refused whatever the policies say.
+    pub async fn refuse(
+        &self,
+        caller: &Caller,
+        action: &Action,
+        approval: Option<&str>,
+        reason: Reason,
+    ) {
+        self.count(Verdict::Deny, reason);
+        self.kernel().refuse_action(&self.context(caller).about(action), approval, reason).await;
+    }
+
+    /// Whether the server's tools must be listed before this call. A wrapped command is another
+    /// process in each session; a server with an address is one, and what it has said of a tool holds
+    /// until it says otherwise.
+    fn is_unlisted(&self, caller: &Caller, action: &Action) -> bool {
+        let seen = || action.tool.as_deref().is_some_and(|tool| self.pins.is_fresh(tool));
+        !(self.is_listed(caller) || self.target.is_some() && seen())
+    }
+
+    /// Whether the server has listed all its tools in the caller's session.
+    pub(crate) fn is_listed(&self, caller: &Caller) -> bool {
+        let session = (caller.principal.id.clone(), caller.session.clone());
+        self.listed.lock().contains(&session)
+    }
+
+    /// Notes that the server has listed all its tools in the caller's session.
+    pub(crate) fn note_listed(&self, caller: &Caller) {
+        let session = (caller.principal.id.clone(), caller.session.clone());
+        self.listed.lock().put(session, ());
+    }
+
+    /// The server says that its tools have changed: before the next call they are listed anew.
+    pub(crate) fn forget_listed(&self) {
+        self.pins.expire();
+        self.listed.lock().clear();
     }
 
     /// Judges a call again whose approval has been decided.
     pub async fn resume(&self, caller: &Caller, held: Held) -> Step {
-        self.settle(caller, held.message).await
+        self.settle(caller, held.message, held.asks).await
     }
 
-    async fn settle(&self, caller: &Caller, message: ClientMessage) -> Step {
+    async fn settle(&self, caller: &Caller, message: ClientMessage, asks: Asks) -> Step {
         let started = Instant::now();
         let mut context = self.context(caller);
         let trace = message.meta().get("traceparent").and_then(|t| t.as_str()).map(str::to_owned);
@@ -287,16 +420,16 @@ impl Route {
             }
             Err(refusal) => {
                 self.count(refusal.decision.verdict, refusal.decision.reason);
-                self.refused(copy, refusal)
+                self.refused(copy, refusal, asks)
             }
         }
     }
 
-    fn refused(&self, message: ClientMessage, refusal: Refusal) -> Step {
+    fn refused(&self, message: ClientMessage, refusal: Refusal, asks: Asks) -> Step {
         match (refusal.decision.verdict, refusal.approval) {
             (Verdict::RequireApproval, Some(approval)) => {
                 let text = refusal.decision.message.clone();
-                Step::Hold(Box::new(Held { message, approval, text }))
+                Step::Hold(Box::new(Held { message, approval, text, asks }))
             }
             _ => {
                 let one_way = message.request_id().is_none();
@@ -344,7 +477,6 @@ impl Route {
     ) -> Result<(), (Reason, Answer)> {
         let tool = message.action().tool.clone().unwrap_or_default();
         match self.pins.find(&tool) {
-            Known::NeverListed => Ok(()),
             Known::Pinned(pin, params) => {
                 message.set_tool_pin(pin);
                 if let (Transport::Http(headers), true, Some(id)) =
@@ -394,7 +526,7 @@ impl Route {
             roots: may(ServerMethod::RootsList, serde_json::Value::Null),
         };
         let mut cache = self.allowed.lock();
-        if cache.len() >= MAX_OPEN {
+        if cache.len() >= MAX_REMEMBERED {
             cache.clear();
         }
         cache.insert(id.clone(), (versions.0, versions.1, allowed));
@@ -417,7 +549,7 @@ impl Route {
     #[must_use]
     pub fn unpark(&self, key: &Key, event: &[u8]) -> Option<Exchange> {
         let mut parked = self.parked.lock();
-        parked.map.get(key).filter(|exchange| exchange.has_sent(event))?;
+        parked.get(key).filter(|exchange| exchange.has_sent(event))?;
         parked.take(key)
     }
 
@@ -425,10 +557,8 @@ impl Route {
     #[must_use]
     pub fn redactions_after(&self, caller: &Caller, event: &[u8]) -> Vec<regex::Regex> {
         let parked = self.parked.lock();
-        let resumed = parked
-            .map
-            .iter()
-            .filter(|(key, exchange)| key.is_of(caller) && exchange.has_sent(event));
+        let resumed =
+            parked.iter().filter(|(key, exchange)| key.is_of(caller) && exchange.has_sent(event));
         resumed.flat_map(|(_, exchange)| exchange.redactions().iter().cloned()).collect()
     }
 
@@ -436,7 +566,7 @@ impl Route {
     /// resumed when it breaks too.
     pub fn resumed(&self, caller: &Caller, event: &[u8], another: &Bytes) {
         let mut parked = self.parked.lock();
-        let of_caller = parked.map.iter_mut().filter(|(key, _)| key.is_of(caller));
+        let of_caller = parked.iter_mut().filter(|(key, _)| key.is_of(caller));
         for (_, exchange) in of_caller.filter(|(_, exchange)| exchange.has_sent(event)) {
             exchange.remember(another.clone());
         }
@@ -461,6 +591,19 @@ pub fn server_request(server: &str, method: &str, arguments: serde_json::Value) 
         tool_pin: None,
         resource: None,
         arguments,
+    }
+}
+
+/// What is recorded of a name that is too long to be recorded: its digest, never a part of it.
+pub(crate) fn too_long(
+    what: &str,
+    bytes: usize,
+    digest: &Digest,
+) -> serde_json::Map<String, serde_json::Value> {
+    let told = serde_json::json!({ "too_long": what, "bytes": bytes, "name_digest": digest });
+    match told {
+        serde_json::Value::Object(members) => members,
+        _ => serde_json::Map::new(),
     }
 }
 

@@ -18,15 +18,18 @@ use aegis_protocol::{
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
+use serde_json::Map;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::mpsc,
+    sync::{mpsc, oneshot},
 };
 
 use crate::{
     exchange::Exchange,
-    inbound, respond,
-    route::{Caller, Held, Route, Step},
+    inbound,
+    listing::{self, Ask, Unlisted},
+    respond,
+    route::{Asks, Caller, Governed, Held, Pending, Route, Step},
 };
 
 /// How many frames may wait for the wrapper.
@@ -40,9 +43,30 @@ struct Session {
     caller: Caller,
     /// The calls that await their answer.
     open: Mutex<HashMap<Id, Exchange>>,
+    /// Aegis' own request to the server, whose answer stays here.
+    own: Mutex<Option<(Id, oneshot::Sender<Bytes>)>>,
+    /// Held while the server lists its tools: once for all calls that wait for it.
+    listing: tokio::sync::Mutex<()>,
     /// How the client speaks: a server answers in kind.
     era: Mutex<Era>,
     out: mpsc::Sender<Frame>,
+}
+
+/// A call that waits while others go on.
+enum Later {
+    /// For a human.
+    Held(Held),
+    /// For the server to list its tools.
+    Unlisted(Pending),
+}
+
+impl Ask for Session {
+    async fn ask(&self, id: &Id, request: Bytes) -> Result<Bytes, Unlisted> {
+        let (answer, answered) = oneshot::channel();
+        *self.own.lock() = Some((id.clone(), answer));
+        self.send(Channel::Server, request).await;
+        answered.await.map_err(|_| Reason::UpstreamUnavailable.into())
+    }
 }
 
 /// Serves one wrapper until either side ends.
@@ -55,7 +79,15 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(
     let (out, mut frames) = mpsc::channel::<Frame>(QUEUE);
     let drain = route.shared.drain.clone();
     let era = Mutex::new(Era::Legacy(LegacyVersion::ASSUMED));
-    let session = Arc::new(Session { route, caller, open: Mutex::default(), era, out });
+    let session = Arc::new(Session {
+        route,
+        caller,
+        open: Mutex::default(),
+        own: Mutex::default(),
+        listing: tokio::sync::Mutex::default(),
+        era,
+        out,
+    });
     let writing = async move {
         while let Some(frame) = frames.recv().await {
             if frame::write(&mut writer, frame.channel, &frame.payload).await.is_err() {
@@ -72,10 +104,11 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(
             };
             match frame {
                 Ok(Some(Frame { channel: Channel::Client, payload })) => {
-                    if let Some(held) = session.take_from_client(Bytes::from(payload)).await {
-                        // A held call must not hold the ones behind it.
+                    let payload = Bytes::from(payload);
+                    if let Some(later) = session.take_from_client(payload, tasks.len()).await {
+                        // A call that waits must not hold what is behind it.
                         let session = Arc::clone(&session);
-                        tasks.spawn(async move { session.wait(held).await });
+                        tasks.spawn(async move { session.finish(later).await });
                     }
                 }
                 Ok(Some(Frame { channel: Channel::Server, payload })) => {
@@ -98,32 +131,62 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(
 }
 
 impl Session {
-    /// One message of the client. A call that waits for a human comes back.
-    async fn take_from_client(&self, bytes: Bytes) -> Option<Held> {
-        if self.open.lock().len() >= MAX_OPEN {
+    /// One message of the client. A call that waits for something comes back.
+    async fn take_from_client(&self, bytes: Bytes, waiting: usize) -> Option<Later> {
+        if self.open.lock().len() + waiting >= MAX_OPEN {
             self.refuse_unread(&bytes, Reason::Overloaded).await;
             return None;
         }
         match self.route.govern(&self.caller, Transport::Stdio, bytes).await {
+            Governed::Settled(step) => self.take(step).await.map(Later::Held),
+            Governed::Unlisted(pending) => Some(Later::Unlisted(*pending)),
+        }
+    }
+
+    /// What becomes of a judged message. A call that waits for a human comes back.
+    async fn take(&self, step: Step) -> Option<Held> {
+        match step {
             Step::Forward(permit) => self.forward(*permit).await,
             Step::Answer { answer, one_way: false } => {
-                self.send(Channel::Client, answer.body).await
+                self.send(Channel::Client, answer.body).await;
             }
             Step::Answer { one_way: true, .. } => {}
+            Step::Hold(held) if held.asks == Asks::Now => {
+                self.send(Channel::Client, respond::still_pending(&held).body).await;
+            }
             Step::Hold(held) => return Some(*held),
         }
         None
     }
 
-    async fn wait(&self, held: Held) {
+    async fn finish(&self, later: Later) {
+        let held = match later {
+            Later::Held(held) => Some(held),
+            Later::Unlisted(pending) => {
+                let learned = self.learn(pending.era()).await;
+                let (caller, transport) = (&self.caller, Transport::Stdio);
+                let step = self.route.govern_listed(caller, transport, pending, learned).await;
+                self.take(step).await
+            }
+        };
+        let Some(held) = held else { return };
         match inbound::wait(&self.route, &self.caller, held).await {
             Step::Forward(permit) => self.forward(*permit).await,
             Step::Answer { answer, .. } => self.send(Channel::Client, answer.body).await,
             Step::Hold(held) => {
-                let answer = respond::still_pending(&held.message, &held.approval, &held.text);
-                self.send(Channel::Client, answer.body).await;
+                self.send(Channel::Client, respond::still_pending(&held).body).await;
             }
         }
+    }
+
+    async fn learn(&self, era: Era) -> Result<(), Unlisted> {
+        let _turn = self.listing.lock().await;
+        if self.route.is_listed(&self.caller) {
+            return Ok(());
+        }
+        let learned = listing::learn(&self.route, &self.caller, era, self).await;
+        *self.own.lock() = None;
+        learned
     }
 
     /// The permit's own bytes go to the server; an open call waits for its answer.
@@ -131,6 +194,10 @@ impl Session {
         let (bytes, mut exchange) =
             Exchange::open(Arc::clone(&self.route), self.caller.clone(), permit);
         *self.era.lock() = exchange.era();
+        let own = |id: &Id| self.own.lock().as_ref().is_some_and(|(own, _)| own == id);
+        if exchange.id().is_some_and(own) {
+            return self.fail(exchange, Reason::MalformedMessage).await;
+        }
         let Some(id) = exchange.id().cloned() else {
             exchange.conclude(Ended::Success, None, None).await;
             return self.send(Channel::Server, bytes).await;
@@ -160,6 +227,12 @@ impl Session {
         };
         let exchange = match message {
             Message::Response { id: Some(id), .. } => {
+                let mut own = self.own.lock();
+                if let Some((_, answer)) = own.take_if(|(own, _)| *own == id) {
+                    let _ = answer.send(bytes);
+                    return;
+                }
+                drop(own);
                 let Some(exchange) = self.open.lock().remove(&id) else {
                     tracing::warn!(server = self.route.name, "an answer to nothing is withheld");
                     return;
@@ -200,7 +273,8 @@ impl Session {
     }
 
     async fn refuse_unread(&self, bytes: &Bytes, reason: Reason) {
-        self.route.kernel().refuse(&self.caller.principal, &self.route.name, "", reason).await;
+        let (principal, server) = (&self.caller.principal, &self.route.name);
+        self.route.kernel().refuse(principal, server, reason, Map::new()).await;
         if let Ok(RawMessage { message: Message::Request { id, .. }, .. }) =
             RawMessage::parse(bytes.clone(), self.route.request_limits())
         {

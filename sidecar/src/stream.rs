@@ -200,7 +200,7 @@ async fn settled(
         Step::Forward(permit) => *permit,
         Step::Answer { answer, .. } => return one(answer),
         Step::Hold(held) => {
-            return one(respond::still_pending(&held.message, &held.approval, &held.text));
+            return one(respond::still_pending(&held));
         }
     };
     match forward::forward(&route, &caller, permit, headers).await {

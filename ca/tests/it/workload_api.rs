@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::atomic::Ordering, time::Duration};
 
-use crate::fixture::{AGENT, registration, soon, start, this_process};
+use crate::fixture::{AGENT, agent, registration, soon, sponsor, start, this_process};
 use aegis_ca::{IdentityEvent, Kind, Selector, Status, Subject};
 use aegis_core::Digest;
 use aegis_identity::Serial;
@@ -97,6 +97,32 @@ async fn a_watcher_sees_a_rotation_and_both_svids_stay_valid() {
         }
     };
     assert!(ca.manager.verify(&chain(last.default_svid().unwrap())).is_ok());
+    let of_root = |event: &IdentityEvent| match event {
+        IdentityEvent::AuthorityChanged { authority, status, .. } if *authority == root => {
+            Some(*status)
+        }
+        _ => None,
+    };
+    let recorded: Vec<Option<Status>> = ca.log.events.lock().iter().filter_map(of_root).collect();
+    assert_eq!(recorded, [Some(Status::Retired), Some(Status::Tainted), None]);
+}
+
+#[tokio::test]
+async fn a_rotation_that_cannot_be_recorded_holds_in_force_and_issues_nothing() {
+    let ca = start().await;
+    ca.manager.register(vec![registration(this_process())]).unwrap();
+    ca.log.broken.store(true, Ordering::SeqCst);
+    ca.manager.rotate(Kind::Intermediate).unwrap();
+    assert!(ca.manager.record_changes().await.is_err());
+    assert!(ca.manager.issue(&agent(), &sponsor()).await.is_err());
+    ca.log.broken.store(false, Ordering::SeqCst);
+    ca.manager.issue(&agent(), &sponsor()).await.unwrap();
+    let events = ca.log.events.lock();
+    let issued = events.iter().position(|e| matches!(e, IdentityEvent::X509Issued { .. }));
+    let changed: Vec<usize> = (0..events.len())
+        .filter(|at| matches!(events[*at], IdentityEvent::AuthorityChanged { .. }))
+        .collect();
+    assert!(changed.len() >= 2 && changed.iter().all(|at| Some(*at) < issued), "{events:?}");
 }
 
 #[tokio::test]

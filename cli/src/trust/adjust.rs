@@ -5,6 +5,7 @@ use aegis_core::trust::{OBSERVATION, Trust};
 
 use crate::{
     Context, Outcome, agents,
+    approvals::SecondFactor,
     output::{self, Format, Text, Tone},
 };
 
@@ -22,6 +23,8 @@ pub(crate) struct Args {
     /// Why; recorded in the ledger
     #[arg(long)]
     reason: String,
+    #[command(flatten)]
+    factor: SecondFactor,
 }
 
 /// The most evidence that an adjustment can leave, so that neither side meets its own limit.
@@ -36,7 +39,7 @@ pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
         |view| view.a.saturating_add(view.b),
     );
     let (a, b) = posterior(args.score, mass);
-    let request = TrustAdjustment { agent, a, b, reason: args.reason };
+    let request = TrustAdjustment { agent, a, b, reason: args.reason, totp: args.factor.totp };
     let view: TrustView = cx.client.post("/v1/trust", &request).await?;
     match cx.format {
         Format::Json => output::json(&view)?,

@@ -1,11 +1,11 @@
 //! The control socket: what people and thin clients ask of the daemon, and metrics beside it.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use aegis_api::control::{
     ActionQuestion, AgentOrder, AgentStatus, ApprovalView, Done, Explanation, LedgerStatus, Order,
     PinRequest, PolicyStatus, Problem, Status, ToolView, TrustAdjustment, TrustView,
-    UpstreamStatus, VoteRequest, VoteView, WrapHello,
+    UpstreamStatus, VoteRequest, VoteView,
 };
 use aegis_audit::{Draft, Kind, Outcome};
 use aegis_core::{
@@ -15,26 +15,32 @@ use aegis_core::{
     decision::Reason,
     policy::Scope,
 };
-use aegis_kernel::{Context, approvals::Case, explain::explain, totp::Totp};
+use aegis_kernel::{Context, approvals::Case, explain::explain};
 use aegis_policy::PolicyState;
-use aegis_sidecar::{Attest as _, Attested, route::Caller};
+use aegis_sidecar::{Attest as _, Attested};
 use anyhow::Context as _;
 use axum::{
     Json, Router,
-    extract::{
-        ConnectInfo, DefaultBodyLimit, Path as UrlPath, Request, State, connect_info::Connected,
-    },
-    http::{HeaderMap, StatusCode, header},
+    extract::{ConnectInfo, DefaultBodyLimit, Path as UrlPath, State, connect_info::Connected},
+    http::{StatusCode, header},
+    middleware::from_fn_with_state,
     response::{IntoResponse, Response},
     routing::{get, post},
     serve::IncomingStream,
 };
-use hyper_util::rt::TokioIo;
 use prometheus::{Encoder as _, TextEncoder};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, UnixListener};
 
 use super::{attest::now, daemon::Daemon};
+
+mod people;
+mod wrap;
+
+pub(super) use people::read_totp;
+pub(super) use wrap::wrap_line;
+
+use people::{advisory, approver, by_hand, factor, for_operators, refuse_agents};
 
 /// Who asks: what the kernel of this machine says of the other end.
 #[derive(Clone, Debug)]
@@ -116,10 +122,11 @@ pub(super) fn serve(
         .route("/v1/tools", get(tools).post(pin_tool))
         .route("/v1/agents", post(order))
         .route("/v1/reload", post(reload))
-        .route("/v1/wrap", post(wrap))
-        .layer(DefaultBodyLimit::max(4 << 20))
         .with_state(Arc::clone(&daemon))
-        .merge(aegis_ledger::router(ledger));
+        .merge(aegis_ledger::router(ledger))
+        .layer(from_fn_with_state(Arc::clone(&daemon), for_operators))
+        .merge(Router::new().route("/v1/wrap", post(wrap::wrap)).with_state(Arc::clone(&daemon)))
+        .layer(DefaultBodyLimit::max(4 << 20));
     let health = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
@@ -220,10 +227,13 @@ fn upstream_status(key: &(String, String), listening: &super::daemon::Listening)
         namespace: key.0.clone(),
         address: match (listening.address, target) {
             (Some(address), Some(target)) => format!("http://{address}{}", target.path()),
-            _ => format!("aegis wrap --server {} -- COMMAND", key.1),
+            _ => wrap_line(&listening.route),
         },
-        target: target
-            .map_or_else(|| "a wrapped command".into(), aegis_sidecar::forward::Target::url),
+        target: match (target, &listening.route.spec.command) {
+            (Some(target), _) => target.url(),
+            (None, Some(command)) => format!("`{}`, started by the daemon", command.program),
+            (None, None) => "a command of its client".into(),
+        },
         pinned: tools.iter().filter(|(_, tool)| !tool.is_quarantined()).count(),
         quarantined: tools.iter().filter(|(_, tool)| tool.is_quarantined()).count(),
     }
@@ -240,26 +250,6 @@ fn policy_status(status: &aegis_policy::PolicyStatus) -> PolicyStatus {
         .into(),
         message: status.message.clone(),
     }
-}
-
-/// Why an agent could do here what only a human should.
-fn advisory(daemon: &Daemon) -> Vec<String> {
-    let own = own_uid();
-    let mut reasons = Vec::new();
-    let registered = daemon.attest.uids();
-    if registered.iter().any(|uid| uid.is_none_or(|uid| uid == own)) {
-        reasons.push(
-            "agents run as the same user as this daemon: they could read its keys, edit its policies and answer approvals; run the daemon under a user of its own".to_owned(),
-        );
-    }
-    if daemon.totp.lock().is_none() {
-        reasons.push("no second factor is enrolled: `aegis approvals enroll`".to_owned());
-    }
-    reasons
-}
-
-fn own_uid() -> u32 {
-    std::fs::metadata("/proc/self").map_or(0, |meta| std::os::unix::fs::MetadataExt::uid(&meta))
 }
 
 /// What is configured and still not governed.
@@ -337,60 +327,13 @@ async fn vote(
     UrlPath(id): UrlPath<String>,
     Json(request): Json<VoteRequest>,
 ) -> Answer<ApprovalView> {
-    let current = find(&daemon, &id)?;
-    refuse_the_agent_itself(&daemon, &asker, &current.agent)?;
-    let at = now();
-    let factor = match &request.totp {
-        Some(code) => {
-            let mut totp = daemon.totp.lock();
-            let Some(totp) = totp.as_mut() else {
-                return Err(Failure(StatusCode::CONFLICT, "no second factor is enrolled; run `aegis approvals enroll` as the daemon's user".into()));
-            };
-            if !totp.verify(code, at) {
-                return Err(Failure(
-                    StatusCode::FORBIDDEN,
-                    "the code is not valid now, or was used before; wait for the next one".into(),
-                ));
-            }
-            Factor::Totp
-        }
-        None if asker.uid.is_some() && !daemon.attest.uids().contains(&asker.uid) => {
-            Factor::Account
-        }
-        None => Factor::None,
-    };
-    let approver = approver(&asker)?;
+    find(&daemon, &id)?;
+    refuse_agents(&daemon, &asker)?;
+    let factor = factor(&daemon, &asker, request.totp.as_deref())?;
+    let (approver, at) = (approver(&asker)?, now());
     let vote = Vote { approver, approve: request.approve, factor, comment: request.comment, at };
     daemon.kernel.vote(&id, vote).await?;
     find(&daemon, &id).map(Json)
-}
-
-/// A caller that is recognised as an agent by more than its user is that agent, and no agent
-/// answers for an approval.
-fn refuse_the_agent_itself(
-    daemon: &Daemon,
-    asker: &Asker,
-    requester: &AgentId,
-) -> Result<(), Failure> {
-    let Ok(attested) = &asker.attested else { return Ok(()) };
-    if attested.id == *requester && daemon.attest.is_specific(&attested.id) {
-        let message = "an agent cannot answer its own request; let a person do it".to_owned();
-        return Err(Failure(StatusCode::FORBIDDEN, message));
-    }
-    Ok(())
-}
-
-fn approver(asker: &Asker) -> Result<String, Failure> {
-    let Some(uid) = asker.uid else {
-        return Err(Failure(StatusCode::FORBIDDEN, "the kernel does not say who asks".into()));
-    };
-    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let name = passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)? == uid.to_string()).then(|| name.to_owned())
-    });
-    Ok(name.map_or_else(|| format!("uid:{uid}"), |name| format!("user:{name}")))
 }
 
 fn trust_view(daemon: &Daemon, agent: &AgentId) -> TrustView {
@@ -425,22 +368,11 @@ async fn adjust_trust(
     ConnectInfo(asker): ConnectInfo<Asker>,
     Json(adjustment): Json<TrustAdjustment>,
 ) -> Answer<TrustView> {
-    refuse_the_agent_itself(&daemon, &asker, &adjustment.agent)?;
-    require_reason(&adjustment.reason)?;
-    let who = approver(&asker)?;
+    let (code, why) = (adjustment.totp.as_deref(), Some(adjustment.reason.as_str()));
+    let by = by_hand(&daemon, &asker, code, why)?;
     let posterior = (adjustment.a, adjustment.b);
-    daemon.kernel.adjust_trust(&adjustment.agent, posterior, &who, &adjustment.reason).await?;
+    daemon.kernel.adjust_trust(&adjustment.agent, posterior, &by).await?;
     Ok(Json(trust_view(&daemon, &adjustment.agent)))
-}
-
-fn require_reason(reason: &str) -> Result<(), Failure> {
-    if reason.trim().is_empty() {
-        return Err(Failure(
-            StatusCode::BAD_REQUEST,
-            "say why with --reason; it is recorded".into(),
-        ));
-    }
-    Ok(())
 }
 
 async fn explain_action(
@@ -475,7 +407,10 @@ async fn explain_action(
     let kind = known.map_or(ActionKind::ServerRequest, aegis_protocol::mcp::ClientMethod::kind);
     let route = daemon.routes.lock().iter().find(|(key, _)| key.1 == question.server).map(
         |(key, listening)| {
-            (key.0.clone(), question.tool.as_deref().map(|tool| listening.route.pins.find(tool)))
+            (
+                key.0.clone(),
+                question.tool.as_deref().and_then(|tool| listening.route.pins.pin(tool)),
+            )
         },
     );
     let (namespace, pin) = route.unwrap_or_else(|| ("default".into(), None));
@@ -485,25 +420,13 @@ async fn explain_action(
         method,
         server: question.server,
         tool: question.tool,
-        tool_pin: match pin {
-            Some(aegis_sidecar::pins::Known::Pinned(pin, _)) => Some(pin),
-            _ => None,
-        },
+        tool_pin: pin,
         resource: question.resource,
         arguments: question.arguments,
     };
     let request = Context::new(&principal, Scope::Mesh, &namespace).about(&action);
     let judgement = daemon.kernel.evaluate(&request);
-    let explained = explain(&request, &judgement, state.thresholds.of(agent.namespace()));
-    Ok(Json(Explanation {
-        verdict: explained.verdict,
-        reason: explained.reason,
-        message: explained.message,
-        digest: explained.digest,
-        computation: explained.computation,
-        rules: explained.rules,
-        would_allow: explained.would_allow,
-    }))
+    Ok(Json(explain(&request, &judgement, state.thresholds.of(agent.namespace()))))
 }
 
 async fn tools(State(daemon): Shared) -> Json<Vec<ToolView>> {
@@ -529,6 +452,7 @@ async fn pin_tool(
     ConnectInfo(asker): ConnectInfo<Asker>,
     Json(request): Json<PinRequest>,
 ) -> Answer<Done> {
+    let by = by_hand(&daemon, &asker, request.totp.as_deref(), None)?;
     let route = daemon
         .routes
         .lock()
@@ -545,7 +469,7 @@ async fn pin_tool(
         .pins
         .agree(&request.tool, request.digest, now())
         .map_err(|message| Failure(StatusCode::CONFLICT, message))?;
-    draft.detail.insert("who".into(), approver(&asker)?.into());
+    by.describe(&mut draft);
     let index = daemon.kernel.record(draft).await?;
     route.pins.put(&request.tool, request.digest);
     daemon.kernel.announce_change();
@@ -557,8 +481,7 @@ async fn order(
     ConnectInfo(asker): ConnectInfo<Asker>,
     Json(order): Json<AgentOrder>,
 ) -> Answer<Done> {
-    refuse_the_agent_itself(&daemon, &asker, &order.agent)?;
-    require_reason(&order.reason)?;
+    let by = by_hand(&daemon, &asker, order.totp.as_deref(), Some(&order.reason))?;
     let mut state = (*daemon.kernel.state()).clone();
     let (kind, word) = match order.order {
         Order::Quarantine => (Kind::Configuration, "quarantine"),
@@ -579,77 +502,11 @@ async fn order(
     let mut draft = Draft::new(kind, now(), Outcome::Recorded);
     draft.agent_id = Some(order.agent.to_string());
     draft.detail.insert("order".into(), word.into());
-    draft.detail.insert("who".into(), approver(&asker)?.into());
-    draft.detail.insert("why".into(), order.reason.clone().into());
+    by.describe(&mut draft);
     Ok(Json(Done { index: daemon.kernel.record(draft).await? }))
 }
 
 async fn reload(State(daemon): Shared) -> Answer<Status> {
     daemon.reload().await.map_err(|error| Failure(StatusCode::CONFLICT, format!("{error:#}")))?;
     Ok(Json(read_status(&daemon).await?))
-}
-
-/// Turns the connection into a wrapper's stream of frames.
-async fn wrap(
-    State(daemon): Shared,
-    ConnectInfo(asker): ConnectInfo<Asker>,
-    headers: HeaderMap,
-    mut request: Request,
-) -> Result<Response, Failure> {
-    let upgrade = headers.get(header::UPGRADE).is_some_and(|value| value == "aegis-wrap");
-    if !upgrade {
-        return Err(Failure(StatusCode::UPGRADE_REQUIRED, "ask with `Upgrade: aegis-wrap`".into()));
-    }
-    let body = std::mem::take(request.body_mut());
-    let bytes = axum::body::to_bytes(body, 64 * 1024).await?;
-    let hello: WrapHello = serde_json::from_slice(&bytes)?;
-    let namespace = hello.namespace.unwrap_or_else(|| "default".into());
-    let route = daemon
-        .wrapped(&namespace, &hello.server)
-        .await
-        .map_err(|error| Failure(StatusCode::CONFLICT, format!("{error:#}")))?;
-    let refused = |reason: Reason| {
-        daemon.shared.refusals.count(&hello.server, reason);
-        let message = format!(
-            "{} Add an AgentIdentity whose selector fits the program that starts `aegis wrap`.",
-            reason.sentence()
-        );
-        Failure(StatusCode::FORBIDDEN, message)
-    };
-    let attested = asker.attested.map_err(refused)?;
-    let principal = daemon.kernel.state().registry.principal(&attested.id, attested.not_after);
-    let principal = principal.ok_or_else(|| refused(Reason::IdentityUnknown))?;
-    let session = format!("stdio-{}", uuid::Uuid::now_v7());
-    let caller = Caller { principal, session: Some(session) };
-    tokio::spawn(async move {
-        match hyper::upgrade::on(request).await {
-            Ok(upgraded) => {
-                aegis_sidecar::stdio::serve(route, caller, TokioIo::new(upgraded)).await
-            }
-            Err(error) => tracing::warn!(%error, "a wrapper did not follow up"),
-        }
-    });
-    let upgraded = [(header::CONNECTION, "upgrade"), (header::UPGRADE, "aegis-wrap")];
-    Ok((StatusCode::SWITCHING_PROTOCOLS, upgraded).into_response())
-}
-
-/// The second factor's secret, if one is enrolled: hex in a file that only the daemon's user reads.
-pub(super) fn read_totp(state: &Path) -> anyhow::Result<Option<Totp>> {
-    let file = state.join("totp.secret");
-    if !file.exists() {
-        return Ok(None);
-    }
-    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file)?.permissions());
-    anyhow::ensure!(
-        mode & 0o077 == 0,
-        "{} can be read by others; run `chmod 600 {}`",
-        file.display(),
-        file.display()
-    );
-    let text = std::fs::read_to_string(&file)?;
-    let secret =
-        hex::decode(text.trim()).with_context(|| format!("{} is not hex", file.display()))?;
-    let totp = Totp::new(&secret);
-    anyhow::ensure!(totp.is_some(), "{} holds fewer than 16 bytes", file.display());
-    Ok(totp)
 }

@@ -31,6 +31,7 @@ use super::{
     attest::{LocalAttest, now},
     config::Configuration,
     control, identity,
+    operators::Operators,
 };
 
 /// How often the folder is looked at even if nothing announced a change.
@@ -50,7 +51,9 @@ pub(super) struct Listening {
 /// Everything of the process.
 pub(super) struct Daemon {
     pub(super) config: PathBuf,
-    pub(super) state_folder: PathBuf,
+    /// Where the control socket and that of the Workload API are.
+    pub(super) sockets: PathBuf,
+    pub(super) operators: Operators,
     pub(super) trust_domain: TrustDomain,
     pub(super) audit: AuditMode,
     pub(super) started_at: Timestamp,
@@ -78,6 +81,8 @@ impl Daemon {
     /// Opens and binds everything; nothing is served yet.
     pub(super) async fn build(args: &Args, drain: CancellationToken) -> anyhow::Result<Arc<Self>> {
         private_folder(&args.state)?;
+        let sockets = args.sockets.clone().unwrap_or_else(|| args.state.clone());
+        let operators = Operators::new(&args.operators)?;
         anyhow::ensure!(
             args.config.is_dir(),
             "the configuration folder {} does not exist; write one with `aegis init {}`",
@@ -96,7 +101,7 @@ impl Daemon {
                 args.admin
             )
         })?;
-        let control = bind_control(&args.state.join("control.sock"))?;
+        let control = bind_control(&sockets.join("control.sock"), args.sockets.is_some())?;
         let (book, observer) = trust_book();
         let (journal, location) = open_journal(args, observer).await?;
         let compiler =
@@ -113,10 +118,11 @@ impl Daemon {
             metrics: Metrics::register(&metrics)?,
             drain: drain.clone(),
         });
-        let workload = WorkloadSocket::bind(args.state.join("workload").join("api.sock")).await?;
+        let workload = WorkloadSocket::bind(sockets.join("workload").join("api.sock")).await?;
         let daemon = Arc::new(Self {
             config: args.config.clone(),
-            state_folder: args.state.clone(),
+            sockets,
+            operators,
             trust_domain: args.trust_domain.clone(),
             audit: args.audit,
             started_at: now(),
@@ -161,9 +167,9 @@ impl Daemon {
     #[expect(clippy::print_stdout, reason = "this is what the user waits for")]
     pub(super) fn announce(&self) {
         println!("aegis {} is up, trust domain {}", env!("CARGO_PKG_VERSION"), self.trust_domain);
-        println!("  control    {}", self.state_folder.join("control.sock").display());
+        println!("  control    {}", self.sockets.join("control.sock").display());
         println!("  ledger     {} ({:?})", self.location, self.audit);
-        println!("  workload   unix://{}", self.state_folder.join("workload/api.sock").display());
+        println!("  workload   unix://{}", self.sockets.join("workload/api.sock").display());
         if let Ok(address) = self.admin.local_addr() {
             println!("  metrics    http://{address}/metrics");
         }
@@ -173,9 +179,10 @@ impl Daemon {
                     let path = listening.route.target.as_ref().map_or("/", |target| target.path());
                     println!("  upstream   {namespace}/{name}  http://{address}{path}");
                 }
-                None => println!(
-                    "  upstream   {namespace}/{name}  aegis wrap --server {name} -- COMMAND"
-                ),
+                None => {
+                    let line = control::wrap_line(&listening.route);
+                    println!("  upstream   {namespace}/{name}  {line}");
+                }
             }
         }
         for problem in self.problems.lock().iter() {
@@ -215,7 +222,7 @@ impl Daemon {
         }
         self.kernel.keep_trust().await;
         self.kernel.journal().close().await.context("the ledger did not close in order")?;
-        let _ = fs::remove_file(self.state_folder.join("control.sock"));
+        let _ = fs::remove_file(self.sockets.join("control.sock"));
         Ok(())
     }
 
@@ -349,6 +356,7 @@ impl Daemon {
             listen: None,
             roots: None,
             credential: None,
+            oauth_metadata: None,
             tool_pins: Default::default(),
             deny_form: Default::default(),
             allowed_origins: Vec::new(),
@@ -483,6 +491,11 @@ async fn quarantined(journal: &Journal) -> anyhow::Result<HashSet<AgentId>> {
     }
 }
 
+/// Every file and folder below a folder. `None` if it cannot be read.
+pub(super) fn files_of(folder: &Path) -> Option<Vec<PathBuf>> {
+    stamp(folder).map(|stamps| stamps.into_iter().map(|(path, ..)| path).collect())
+}
+
 /// What the folder's files look like: names, sizes and times. `None` if it cannot be read.
 fn stamp(folder: &Path) -> Option<Vec<(PathBuf, u64, std::time::SystemTime)>> {
     let mut stamps = Vec::new();
@@ -493,9 +506,8 @@ fn stamp(folder: &Path) -> Option<Vec<(PathBuf, u64, std::time::SystemTime)>> {
             let meta = entry.metadata().ok()?;
             if meta.is_dir() && folders.len() < 256 {
                 folders.push(entry.path());
-            } else {
-                stamps.push((entry.path(), meta.len(), meta.modified().ok()?));
             }
+            stamps.push((entry.path(), meta.len(), meta.modified().ok()?));
         }
     }
     stamps.sort();
@@ -536,7 +548,10 @@ fn private_folder(folder: &Path) -> anyhow::Result<()> {
 }
 
 /// Binds the control socket; one that answers belongs to another daemon.
-fn bind_control(path: &Path) -> anyhow::Result<UnixListener> {
+///
+/// A `shared` one can be connected to by everybody who can enter its folder: wrappers of agents of
+/// other users must.
+fn bind_control(path: &Path, shared: bool) -> anyhow::Result<UnixListener> {
     if path.exists() {
         anyhow::ensure!(
             std::os::unix::net::UnixStream::connect(path).is_err(),
@@ -545,8 +560,12 @@ fn bind_control(path: &Path) -> anyhow::Result<UnixListener> {
         );
         fs::remove_file(path).with_context(|| format!("cannot replace {}", path.display()))?;
     }
-    UnixListener::bind(path)
-        .with_context(|| format!("cannot bind the control socket {}", path.display()))
+    let listener = UnixListener::bind(path)
+        .with_context(|| format!("cannot bind the control socket {}", path.display()))?;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(if shared { 0o666 } else { 0o600 });
+    fs::set_permissions(path, mode)
+        .with_context(|| format!("cannot set the mode of {}", path.display()))?;
+    Ok(listener)
 }
 
 async fn open_journal(

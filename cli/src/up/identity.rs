@@ -24,6 +24,7 @@ impl Recorder for LedgerRecorder {
                 IdentityEvent::Revoked { .. } | IdentityEvent::Reinstated { .. } => {
                     Kind::IdentityRevoked
                 }
+                IdentityEvent::AuthorityChanged { .. } => Kind::Configuration,
             };
             let mut draft = Draft::new(kind, super::attest::now(), Outcome::Recorded);
             if let IdentityEvent::X509Issued { id, sponsor, .. }

@@ -175,11 +175,28 @@ async fn status_checks_what_is_covered() {
     let daemon = Daemon::with(1, more).await;
     let run = daemon.aegis(&["status"]).await.exits(0);
     assert!(run.stdout.contains("Not covered:\n  the upstream `files` is down"), "{}", run.stdout);
-    daemon.aegis(&["status", "--check"]).await.exits(1);
+    daemon.aegis(&["status", "--check"]).await.exits(0);
+    daemon.aegis(&["status", "--check", "--coverage"]).await.exits(1);
+    daemon.aegis(&["status", "--coverage"]).await.exits(2);
     let told = daemon.aegis(&["status", "-o", "json"]).await.exits(0).json();
     assert_eq!(told, serde_json::to_value(status()).unwrap());
     let run = daemon.aegis(&["agents", "list"]).await.exits(0);
     assert!(run.stdout.contains("quarantined"), "{}", run.stdout);
+}
+
+#[tokio::test]
+async fn status_checks_what_does_not_work() {
+    let mut broken = status();
+    broken.not_covered.clear();
+    broken.policies[0].state = "last_good".into();
+    let mut unread = status();
+    unread.problems.push("aegis.d/x.yaml: not YAML".into());
+    for status in [broken, unread] {
+        let more = Router::new().route("/v1/status", get(async move || Json(status)));
+        let daemon = Daemon::with(1, more).await;
+        daemon.aegis(&["status", "--check"]).await.exits(1);
+        daemon.aegis(&["status"]).await.exits(0);
+    }
 }
 
 fn approval(state: &str, arguments: Value) -> ApprovalView {

@@ -1,5 +1,5 @@
 //! The real binary, as people and scripts meet it: what needs no daemon, and what reads a ledger
-//! over its socket.
+//! over its socket; and the real daemon.
 
 #[cfg(test)]
 mod daemon;
@@ -10,6 +10,10 @@ mod fixture;
 #[cfg(test)]
 mod ledger;
 #[cfg(test)]
+mod live;
+#[cfg(test)]
 mod policy;
+#[cfg(test)]
+mod service;
 #[cfg(test)]
 mod usage;

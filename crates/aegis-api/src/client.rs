@@ -2,19 +2,28 @@
 
 use std::path::{Path, PathBuf};
 
-use http::{Method, Request, StatusCode, header};
+use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
-use crate::control::{Problem, WrapHello};
+use crate::control::{Problem, STARTED_BY, WrapHello};
 
 /// Asks a daemon over its control socket; one connection per question.
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
+}
+
+/// A wrapper's session.
+#[derive(Debug)]
+pub struct Wrapped {
+    /// Carries the frames.
+    pub stream: TokioIo<hyper::upgrade::Upgraded>,
+    /// Whether the daemon has started the server: then only the client's frames pass here.
+    pub by_daemon: bool,
 }
 
 /// Why there was no answer.
@@ -102,10 +111,7 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::get`].
-    pub async fn wrap(
-        &self,
-        hello: &WrapHello,
-    ) -> Result<TokioIo<hyper::upgrade::Upgraded>, ClientError> {
+    pub async fn wrap(&self, hello: &WrapHello) -> Result<Wrapped, ClientError> {
         let body = serde_json::to_vec(hello).map_err(|error| self.foreign(error))?;
         let request = Request::builder()
             .method(Method::POST)
@@ -122,8 +128,13 @@ impl Client {
             let bytes = response.collect().await.map_err(|error| self.foreign(error))?.to_bytes();
             return Err(self.refused(status, &bytes));
         }
+        let by_daemon = match response.headers().get(STARTED_BY).map(HeaderValue::as_bytes) {
+            Some(b"daemon") => true,
+            Some(b"wrapper") => false,
+            _ => return Err(self.foreign("it does not say who starts the server")),
+        };
         let upgraded = hyper::upgrade::on(response).await.map_err(|error| self.foreign(error))?;
-        Ok(TokioIo::new(upgraded))
+        Ok(Wrapped { stream: TokioIo::new(upgraded), by_daemon })
     }
 
     async fn send(

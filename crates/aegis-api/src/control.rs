@@ -10,7 +10,7 @@
 //! | `POST /v1/trust` | [`TrustAdjustment`] | [`TrustView`] |
 //! | `POST /v1/explain` | [`ActionQuestion`] | an explanation (see [`Explanation`]) |
 //! | `GET /v1/tools` | | `[`[`ToolView`]`]` |
-//! | `POST /v1/tools` | [`PinRequest`] | [`ToolView`] |
+//! | `POST /v1/tools` | [`PinRequest`] | [`Done`] |
 //! | `POST /v1/agents` | [`AgentOrder`] | [`Done`] |
 //! | `POST /v1/reload` | | [`Status`] |
 //! | `POST /v1/wrap` | [`WrapHello`], then an upgrade to `aegis-wrap` | frames ([`crate::frame`]) |
@@ -18,6 +18,7 @@
 //! Errors are [`Problem`] with a 4xx or 5xx status. The ledger's own paths (`/checkpoint`,
 //! `/tile/…`, `/v1/entries`, `/v1/proof/{index}`) are served beside these.
 
+pub use aegis_core::decision::Explanation;
 use aegis_core::{AgentId, Digest, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -229,6 +230,9 @@ pub struct TrustAdjustment {
     pub b: u64,
     /// Why; recorded.
     pub reason: String,
+    /// A one-time code; needed where a second factor is enrolled.
+    #[serde(default)]
+    pub totp: Option<String>,
 }
 
 /// A hypothetical action to be explained.
@@ -252,25 +256,6 @@ pub struct ActionQuestion {
     /// The arguments.
     #[serde(default)]
     pub arguments: Value,
-}
-
-/// An explained decision.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Explanation {
-    /// `allow`, `require_approval` or `deny`.
-    pub verdict: String,
-    /// The reason code.
-    pub reason: String,
-    /// The reason in words.
-    pub message: String,
-    /// The digest of the action.
-    pub digest: String,
-    /// The computation, line by line.
-    pub computation: Vec<String>,
-    /// The rules that spoke.
-    pub rules: Vec<String>,
-    /// What would have allowed it.
-    pub would_allow: Vec<String>,
 }
 
 /// A tool with its pin.
@@ -300,6 +285,9 @@ pub struct PinRequest {
     pub tool: String,
     /// The digest that is agreed to; refused if another was seen meanwhile.
     pub digest: Digest,
+    /// A one-time code; needed where a second factor is enrolled.
+    #[serde(default)]
+    pub totp: Option<String>,
 }
 
 /// Something to be done to an agent.
@@ -312,6 +300,9 @@ pub struct AgentOrder {
     pub order: Order,
     /// Why; recorded.
     pub reason: String,
+    /// A one-time code; needed where a second factor is enrolled.
+    #[serde(default)]
+    pub totp: Option<String>,
 }
 
 /// What can be done to an agent.
@@ -335,4 +326,12 @@ pub struct WrapHello {
     /// Its namespace; `default` if absent.
     #[serde(default)]
     pub namespace: Option<String>,
+    /// The command that the client's configuration gives; empty if it gives none. Where an
+    /// AgentUpstream registers a command, the daemon starts that one, and refuses another.
+    #[serde(default)]
+    pub command: Vec<String>,
 }
+
+/// The header of the daemon's answer to [`WrapHello`] that says who starts the server: `daemon`, or
+/// `wrapper`.
+pub const STARTED_BY: &str = "aegis-started-by";

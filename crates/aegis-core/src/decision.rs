@@ -97,6 +97,25 @@ pub struct Decision {
     pub approval: Option<ApprovalNeed>,
 }
 
+/// A decision explained for people. Every number in it is one that the decision was made with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// `allow`, `require_approval` or `deny`.
+    pub verdict: String,
+    /// The reason code.
+    pub reason: String,
+    /// The reason in words.
+    pub message: String,
+    /// The digest of the action.
+    pub digest: String,
+    /// The computation, line by line.
+    pub computation: Vec<String>,
+    /// The rules that spoke, one line each.
+    pub rules: Vec<String>,
+    /// What would have allowed it; empty if it is allowed.
+    pub would_allow: Vec<String>,
+}
+
 /// Declares [`Reason`] from one table, so that code, name and documentation cannot part.
 macro_rules! reasons {
     ($($variant:ident $code:literal $text:literal;)*) => {
@@ -164,7 +183,9 @@ reasons! {
     IntentInvalid "intent_invalid" "The intent is not valid for this action.";
     ServerUnknown "server_unknown" "No AgentUpstream has this name.";
     ToolUnknown "tool_unknown" "The server has no tool of this name.";
+    ToolsUnlisted "tools_unlisted" "The server has not listed its tools, and a tool that nobody knows cannot be called.";
     ToolQuarantined "tool_quarantined" "The tool's definition has changed since it was pinned.";
+    NameTooLong "name_too_long" "A name in the message is longer than names may be.";
     MethodUnknown "method_unknown" "Aegis does not know this method.";
     ProtocolUnsupported "protocol_unsupported" "Aegis does not know this protocol version.";
     MalformedMessage "malformed_message" "The message is not well-formed.";

@@ -1,33 +1,13 @@
 //! The whole computation of a decision, for people.
 
 use aegis_core::{
-    decision::{Reason, Verdict},
+    decision::{Explanation, Reason, Verdict},
     policy::{Effect, Mode},
     thresholds::Thresholds,
     tier::Escalation,
 };
-use serde::{Deserialize, Serialize};
 
 use crate::{judge::Judgement, request::Request};
-
-/// An explained decision. Every number in it is one that the decision was made with.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Explanation {
-    /// `allow`, `require_approval` or `deny`.
-    pub verdict: String,
-    /// The reason code.
-    pub reason: String,
-    /// The reason in words.
-    pub message: String,
-    /// The digest of the action.
-    pub digest: String,
-    /// The computation, line by line.
-    pub computation: Vec<String>,
-    /// The rules that spoke, one line each.
-    pub rules: Vec<String>,
-    /// What would have allowed it; empty if it is allowed.
-    pub would_allow: Vec<String>,
-}
 
 /// Explains a judgement.
 #[must_use]

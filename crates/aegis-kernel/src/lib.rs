@@ -30,15 +30,13 @@ use aegis_audit::{
 };
 use aegis_core::{
     AgentId, Digest, Timestamp,
-    action::Action,
-    approval::{ApprovalError, ApprovalRequest, ApprovalState, Vote},
+    approval::{ApprovalError, ApprovalRequest, ApprovalState, Factor, Vote},
     decision::{Decision, Reason, Verdict},
-    policy::Scope,
     trust::Trust,
 };
 use aegis_policy::PolicyEngine;
 use parking_lot::Mutex;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 pub use judge::Judgement;
@@ -52,6 +50,29 @@ use crate::{
     approvals::{ApprovalBook, Case, Question},
     trust_book::TrustBook,
 };
+
+/// Who did something by hand, how that is known, and why. Taken from the socket, never from what the
+/// caller writes; but for the reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ByHand {
+    /// Who.
+    pub who: String,
+    /// What confirmed it.
+    pub factor: Factor,
+    /// Why.
+    pub why: Option<String>,
+}
+
+impl ByHand {
+    /// Says so in an entry.
+    pub fn describe(&self, draft: &mut Draft) {
+        draft.detail.insert("who".into(), self.who.clone().into());
+        draft.detail.insert("factor".into(), json!(self.factor));
+        if let Some(why) = &self.why {
+            draft.detail.insert("why".into(), why.clone().into());
+        }
+    }
+}
 
 /// Where the time comes from; injected, so that tests own it.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -317,23 +338,33 @@ impl Kernel {
     }
 
     /// Records the refusal of a message that could not even be judged, by a caller who is known.
-    /// Returns the index of the record, unless recording failed.
+    /// `detail` says what could be told of it. Returns the index of the record, unless recording
+    /// failed.
     pub async fn refuse(
         &self,
         principal: &Principal,
         server: &str,
-        method: &str,
         reason: Reason,
+        detail: Map<String, Value>,
     ) -> Option<u64> {
-        let mut draft = Draft::new(Kind::Decision, self.now(), Outcome::Deny);
-        draft.agent_id = Some(principal.id.to_string());
-        draft.sponsor = principal.sponsor.as_ref().map(ToString::to_string);
+        let mut draft = self.refusal(principal, reason);
+        draft.action.insert("server".into(), server.into());
+        draft.action.insert("method".into(), "".into());
+        draft.detail = detail;
+        self.record_refusal(draft).await
+    }
+
+    fn refusal(&self, principal: &Principal, reason: Reason) -> Draft {
+        let now = self.now();
+        let mut draft = record::of_principal(Kind::Decision, now, Outcome::Deny, principal);
         draft.reason = Some(reason.code().into());
         draft.decision_id = Some(uuid::Uuid::now_v7().to_string());
-        draft.action.insert("server".into(), server.into());
-        draft.action.insert("method".into(), method.into());
-        self.record(draft)
-            .await
+        draft
+    }
+
+    async fn record_refusal(&self, draft: Draft) -> Option<u64> {
+        let recorded = self.record(draft).await;
+        recorded
             .inspect_err(|error| tracing::error!(%error, "a refusal could not be recorded"))
             .ok()
     }
@@ -353,29 +384,22 @@ impl Kernel {
         }
     }
 
-    /// Records that an action which was judged before is refused after all: a human said no, or
-    /// nobody said yes in time.
+    /// Records that an action is refused whatever the policies say: before they are asked, such as
+    /// for a tool that is quarantined, or after, because a human said no or nobody said yes in time.
     pub async fn refuse_action(
         &self,
-        principal: &Principal,
-        action: &Action,
+        request: &Request<'_>,
         approval: Option<&str>,
         reason: Reason,
     ) -> Option<u64> {
-        let judgement = self.evaluate(&Context::new(principal, Scope::Mesh, "").about(action));
-        let mut draft = Draft::new(Kind::Decision, self.now(), Outcome::Deny);
-        draft.agent_id = Some(principal.id.to_string());
-        draft.sponsor = principal.sponsor.as_ref().map(ToString::to_string);
-        draft.reason = Some(reason.code().into());
-        draft.decision_id = Some(uuid::Uuid::now_v7().to_string());
+        let decision = self.evaluate(request).decision;
+        let mut draft = self.refusal(request.context.principal, reason);
         draft.approval = approval.map(Into::into);
-        draft.risk = Some(judgement.decision.risk.score.get().into());
-        draft.action = record::action_members(action, &judgement.decision.action.to_string());
-        let draft = record::with_arguments(draft, action, &[]);
-        self.record(draft)
-            .await
-            .inspect_err(|error| tracing::error!(%error, "a refusal could not be recorded"))
-            .ok()
+        draft.risk = Some(decision.risk.score.get().into());
+        draft.action = record::action_members(request.action, &decision.action.to_string());
+        draft.resource.clone_from(&request.action.resource);
+        let draft = record::with_arguments(draft, request.action, &decision.obligations);
+        self.record_refusal(draft).await
     }
 
     /// Uses an approval that the action holds, or opens one, or finds the one that is open.
@@ -402,8 +426,12 @@ impl Kernel {
         };
         match found {
             Some((id, true)) => {
-                let mut draft = Draft::new(Kind::ApprovalConsumed, now, Outcome::Recorded);
-                draft.agent_id = Some(request.context.principal.id.to_string());
+                let mut draft = record::of_principal(
+                    Kind::ApprovalConsumed,
+                    now,
+                    Outcome::Recorded,
+                    request.context.principal,
+                );
                 draft.approval = Some(id.clone());
                 draft.action = record::action_members(request.action, &action.to_string());
                 self.journal.append(draft).await?.await?;
@@ -448,9 +476,9 @@ impl Kernel {
             trust: decision.trust.get().into(),
             tier: decision.tier.as_str().into(),
         };
-        let mut draft = Draft::new(Kind::ApprovalRequested, now, Outcome::Recorded);
-        draft.agent_id = Some(request.context.principal.id.to_string());
-        draft.sponsor = request.context.principal.sponsor.as_ref().map(ToString::to_string);
+        let principal = request.context.principal;
+        let mut draft =
+            record::of_principal(Kind::ApprovalRequested, now, Outcome::Recorded, principal);
         draft.approval = Some(id.clone());
         draft.action.clone_from(&question.action);
         draft.resource.clone_from(&request.action.resource);
@@ -495,6 +523,15 @@ impl Kernel {
         drop(book);
         self.announce_change();
         Ok(state)
+    }
+
+    /// Where an approval that `requester` asked for stands now; `None` if there is no such one.
+    #[must_use]
+    pub fn own_approval(&self, id: &str, requester: &AgentId) -> Option<ApprovalState> {
+        let now = self.now();
+        let book = self.approvals.lock();
+        let approval = &book.find(id)?.approval;
+        (approval.request.requester == *requester).then(|| approval.state(now))
     }
 
     /// Where an approval stands now.
@@ -561,7 +598,7 @@ impl Kernel {
         Ok(self.journal.append(draft).await?.await?.index)
     }
 
-    /// Sets an agent's posterior by hand; recorded with who and why before it counts.
+    /// Sets an agent's posterior by hand; recorded with who, how and why before it counts.
     ///
     /// # Errors
     /// When it could not be recorded.
@@ -569,15 +606,13 @@ impl Kernel {
         &self,
         agent: &AgentId,
         (a, b): (u64, u64),
-        who: &str,
-        why: &str,
+        by: &ByHand,
     ) -> Result<u64, AppendError> {
         let mut draft = Draft::new(Kind::TrustAdjusted, self.now(), Outcome::Recorded);
         draft.agent_id = Some(agent.to_string());
         draft.detail.insert("a".into(), a.into());
         draft.detail.insert("b".into(), b.into());
-        draft.detail.insert("who".into(), who.into());
-        draft.detail.insert("why".into(), why.into());
+        by.describe(&mut draft);
         let index = self.record(draft).await?;
         self.announce_change();
         Ok(index)

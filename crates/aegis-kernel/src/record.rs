@@ -14,7 +14,7 @@ use aegis_core::{
 use aegis_protocol::redact;
 use serde_json::{Map, Value, json};
 
-use crate::{permit::Receipt, request::Request};
+use crate::{permit::Receipt, principal::Principal, request::Request};
 
 /// The largest arguments that are recorded in full; of larger ones only the digest is.
 const MAX_RECORDED_ARGUMENTS: usize = 16 * 1024;
@@ -36,6 +36,19 @@ pub struct Ending {
     pub micros: u64,
     /// How many texts of the result were redacted.
     pub redactions: u64,
+}
+
+/// The entry of something that `principal` did or asked for, answered for by its sponsor.
+pub(crate) fn of_principal(
+    kind: Kind,
+    now: Timestamp,
+    result: Outcome,
+    principal: &Principal,
+) -> Draft {
+    let mut draft = Draft::new(kind, now, result);
+    draft.agent_id = Some(principal.id.to_string());
+    draft.sponsor = principal.sponsor.as_ref().map(ToString::to_string);
+    draft
 }
 
 /// What an entry says of the action itself.
@@ -82,9 +95,8 @@ pub(crate) fn decision(
     now: Timestamp,
 ) -> Draft {
     let kind = if request.context.within.is_some() { Kind::ServerRequest } else { Kind::Decision };
-    let mut draft = Draft::new(kind, now, outcome_of(decision.verdict));
-    draft.agent_id = Some(request.context.principal.id.to_string());
-    draft.sponsor = request.context.principal.sponsor.as_ref().map(ToString::to_string);
+    let principal = request.context.principal;
+    let mut draft = of_principal(kind, now, outcome_of(decision.verdict), principal);
     draft.action = action_members(request.action, &decision.action.to_string());
     draft.resource.clone_from(&request.action.resource);
     draft.reason = Some(decision.reason.code().into());

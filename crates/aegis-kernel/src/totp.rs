@@ -7,11 +7,17 @@ use sha1::Sha1;
 /// One step. Seconds.
 const STEP_SECS: u64 = 30;
 
+/// How many wrong codes are looked at in one step. A code is one of a million, and whoever reaches the
+/// daemon's socket can try: at this pace, guessing takes years.
+const GUESSES: u32 = 3;
+
 /// A shared secret, and the last step it was used in: a code works once.
 #[derive(Clone)]
 pub struct Totp {
     secret: Vec<u8>,
     last_step: u64,
+    /// The step of the last wrong codes, and how many there were.
+    wrong: (u64, u32),
 }
 
 impl std::fmt::Debug for Totp {
@@ -24,18 +30,26 @@ impl Totp {
     /// From a secret of at least 16 bytes (RFC 4226 §4, R6).
     #[must_use]
     pub fn new(secret: &[u8]) -> Option<Self> {
-        (secret.len() >= 16).then(|| Self { secret: secret.to_vec(), last_step: 0 })
+        (secret.len() >= 16).then(|| Self { secret: secret.to_vec(), last_step: 0, wrong: (0, 0) })
     }
 
-    /// Whether `code` is valid now, one step early or late included. Uses it up.
+    /// Whether `code` is valid now, one step early or late included. Uses it up. After three wrong
+    /// codes none is valid until the next step.
     pub fn verify(&mut self, code: &str, now: Timestamp) -> bool {
         let step = now.as_secs() / STEP_SECS;
+        if self.wrong.0 != step {
+            self.wrong = (step, 0);
+        }
+        if self.wrong.1 >= GUESSES {
+            return false;
+        }
         for candidate in [step, step.saturating_sub(1), step + 1] {
             if candidate > self.last_step && constant_time_eq(&self.code(candidate), code) {
                 self.last_step = candidate;
                 return true;
             }
         }
+        self.wrong.1 += 1;
         false
     }
 
@@ -83,5 +97,19 @@ mod tests {
         assert!(!totp.verify("287082", at(59)));
         assert!(!totp.verify("", at(59)));
         assert!(Totp::new(b"short").is_none());
+    }
+
+    #[test]
+    fn guessing_ends_until_the_next_step() {
+        let mut totp = Totp::new(b"12345678901234567890").unwrap();
+        let at = Timestamp::from_secs(59);
+        for _ in 0..GUESSES {
+            assert!(!totp.verify("000000", at));
+        }
+        assert!(!totp.verify("287082", at), "the right one comes too late");
+        assert!(
+            totp.verify("287082", Timestamp::from_secs(60)),
+            "a step later it still is in time"
+        );
     }
 }

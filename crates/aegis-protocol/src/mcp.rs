@@ -16,6 +16,7 @@ mod version;
 pub mod capabilities;
 pub mod deny;
 pub mod list;
+pub mod listing;
 pub mod name;
 pub mod server;
 pub mod tools;

@@ -32,6 +32,10 @@ pub struct AgentUpstreamSpec {
     /// A credential that Aegis adds to each request and the agent never sees.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential: Option<Credential>,
+    /// How the upstream's OAuth metadata (RFC 9728) looks to clients. Default: as the upstream gives
+    /// it, or hidden where there is a `credential`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oauth_metadata: Option<OauthMetadata>,
     /// How definitions of tools are pinned.
     #[serde(default)]
     pub tool_pins: ToolPins,
@@ -98,6 +102,21 @@ fn default_header() -> String {
     "authorization".into()
 }
 
+/// How an upstream's OAuth metadata looks to clients. Aegis itself asks for no token: it knows its
+/// callers from the operating system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OauthMetadata {
+    /// As the upstream gives it, at Aegis' address: tokens are for the upstream. A client that insists
+    /// on `resource` being the address it was given refuses this.
+    Upstream,
+    /// With Aegis' address as `resource`. The authorization server must issue tokens for it, and the
+    /// upstream must accept them.
+    Own,
+    /// Not at all: a client is never asked for a token.
+    Hidden,
+}
+
 /// How definitions of tools are pinned.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -157,6 +176,9 @@ pub struct Limits {
     /// How long a call is held for an approval before the client is told that it waits. Seconds.
     #[schemars(range(min = 0, max = 86_400))]
     pub hold_secs: u32,
+    /// How many connections are served at once; more are closed and counted.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub connections: u32,
 }
 
 impl Default for Limits {
@@ -167,11 +189,22 @@ impl Default for Limits {
             read_timeout_secs: 15,
             answer_timeout_secs: 300,
             hold_secs: 600,
+            connections: 4_096,
         }
     }
 }
 
 impl AgentUpstreamSpec {
+    /// How its OAuth metadata looks to clients.
+    #[must_use]
+    pub fn presents_oauth(&self) -> OauthMetadata {
+        let default = match self.credential {
+            Some(_) => OauthMetadata::Hidden,
+            None => OauthMetadata::Upstream,
+        };
+        self.oauth_metadata.unwrap_or(default)
+    }
+
     /// What the schema cannot say.
     ///
     /// # Errors
@@ -201,6 +234,15 @@ impl AgentUpstreamSpec {
         }
         if self.listen.is_some_and(|address| !address.ip().is_loopback()) {
             return Err("`spec.listen` must be a loopback address: callers are identified by the kernel of this machine".into());
+        }
+        match (self.oauth_metadata, &self.credential) {
+            (Some(_), _) if self.url.is_none() => {
+                return Err("`spec.oauthMetadata` needs `spec.url`".into());
+            }
+            (Some(OauthMetadata::Upstream | OauthMetadata::Own), Some(_)) => {
+                return Err("`spec.credential` is Aegis' own, so clients need no token; set `spec.oauthMetadata` to `hidden` or leave it out".into());
+            }
+            _ => {}
         }
         if self.roots.is_some()
             && !self.url.as_deref().is_some_and(|url| url.starts_with("https://"))

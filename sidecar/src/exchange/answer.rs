@@ -10,7 +10,6 @@ use aegis_protocol::{
     mcp::{
         self, ClientMethod, ListKind, deny, list,
         server::{InputRequest, ResultKind},
-        tools::Tool,
     },
     redact,
 };
@@ -39,8 +38,11 @@ impl Exchange {
         if withheld {
             let id = self.id.clone().ok_or(Reason::UpstreamMalformed)?;
             out = deny::result_withheld(self.era, &id, method, Reason::ServerRequestDenied);
-        } else if let (Some(listed), Outcome::Result(_)) = (method.list(), &outcome) {
+        } else if let (Some(listed), Outcome::Result(result)) = (method.list(), &outcome) {
             out = self.filter(listed, &out).await?;
+            if listed == ListKind::Tools {
+                self.route.note_page(&self.caller, &self.action.arguments, result);
+            }
         }
         out = self.redacted(out)?;
         self.answered = true;
@@ -70,33 +72,13 @@ impl Exchange {
 
     /// Leaves of a list what the caller may use, and pins the tools it defines.
     async fn filter(&self, listed: ListKind, bytes: &Bytes) -> Result<Bytes, Reason> {
-        let now = self.route.kernel().now();
         let mut news = Vec::new();
-        let mut malformed = None;
         let filtered = list::filter(listed, self.era, bytes, Some(LIST_TTL_CAP_MS), |item| {
-            if listed == ListKind::Tools {
-                match Tool::read(item) {
-                    Ok(tool) => {
-                        let (named, entry) = self.route.pins.note(&tool, now);
-                        news.extend(entry);
-                        if !named {
-                            return false;
-                        }
-                    }
-                    Err(error) => {
-                        malformed = Some(error.reason());
-                        return false;
-                    }
-                }
-            }
-            self.may_name(listed, item)
+            let pinned = listed != ListKind::Tools || self.route.note_tool(item, &mut news);
+            pinned && self.may_name(listed, item)
         })
-        .map_err(|_| malformed.unwrap_or(Reason::UpstreamMalformed))?;
-        for mut entry in news {
-            entry.agent_id = Some(self.caller.principal.id.to_string());
-            // A pin that is not recorded does not hold after a restart; the list is withheld.
-            self.route.kernel().record(entry).await.map_err(|_| Reason::RecordFailed)?;
-        }
+        .map_err(|_| Reason::UpstreamMalformed)?;
+        self.route.record_tools(&self.caller, news).await?;
         Ok(filtered.bytes)
     }
 

@@ -1,13 +1,14 @@
 //! Sizes and times: what is over a limit is refused and recorded, never judged in part.
 
 use aegis_audit::Kind;
+use aegis_core::Digest;
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 
-use crate::world::{PATIENCE, call, world_with};
+use crate::world::{PATIENCE, call, request, world_with};
 
 #[tokio::test]
 async fn over_limit_messages_are_refused_and_recorded() {
@@ -70,4 +71,68 @@ async fn a_body_that_breaks_off_is_no_message() {
     world.call("echo").await;
     assert_eq!(world.upstream.seen().len(), 1);
     assert_eq!(world.recorded(Kind::Outcome, 1).await.len(), 1);
+}
+
+#[tokio::test]
+async fn connections_over_the_cap_are_closed_and_counted() {
+    let world = world_with(json!({ "limits": { "connections": 2 } })).await;
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(world.address).await.unwrap();
+        // Half a request: the listener has accepted it and waits for the rest.
+        stream.write_all(b"POST /mcp HTTP/1.1\r\n").await.unwrap();
+        open.push(stream);
+    }
+    let mut third = TcpStream::connect(world.address).await.unwrap();
+    let mut nothing = Vec::new();
+    let read = third.read_to_end(&mut nothing);
+    let _ = tokio::time::timeout(PATIENCE, read).await.unwrap();
+    assert!(nothing.is_empty());
+    let refusals = std::sync::Arc::clone(&world.route.shared.refusals);
+    refusals.flush(&world.kernel).await;
+    let counted = world.recorded(Kind::Refusals, 1).await.remove(0);
+    assert_eq!(counted.reason.as_deref(), Some("overloaded"));
+    // Room is made by whoever leaves.
+    open.pop();
+    tokio::time::timeout(PATIENCE, async {
+        loop {
+            let mut stream = TcpStream::connect(world.address).await.unwrap();
+            let head = format!(
+                "GET /none HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n",
+                world.address
+            );
+            let _ = stream.write_all(head.as_bytes()).await;
+            let mut answer = String::new();
+            if stream.read_to_string(&mut answer).await.is_ok() && answer.contains("404") {
+                return;
+            }
+        }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn names_that_are_too_long_are_told_by_their_digest() {
+    let world = world_with(json!({})).await;
+    let name = "x".repeat(300);
+    let uri = format!("file:///{}", "é".repeat(2_000));
+    assert_eq!(world.call(&name).await.reason(), "name_too_long");
+    let read = request(1, "resources/read", json!({ "uri": uri }));
+    assert_eq!(world.post(read.to_string()).await.reason(), "name_too_long");
+    let session = [("mcp-session-id", name.as_str())];
+    assert_eq!(
+        world.send(http::Method::POST, &session, call(1, "echo").to_string()).await.status,
+        200
+    );
+    let long = "y".repeat(1_025);
+    let session = [("mcp-session-id", long.as_str())];
+    let answer = world.send(http::Method::POST, &session, call(1, "echo").to_string()).await;
+    assert_eq!(answer.reason(), "name_too_long");
+    assert_eq!(world.refused_for().await, ["name_too_long"; 3]);
+    let entries = world.recorded(Kind::Decision, 4).await;
+    for (entry, text) in [(&entries[0], &name), (&entries[1], &uri), (&entries[3], &long)] {
+        assert_eq!(entry.detail["name_digest"], json!(Digest::of(text.as_bytes())));
+        assert_eq!(entry.detail["bytes"], json!(text.len()));
+    }
 }

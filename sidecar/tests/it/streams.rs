@@ -186,3 +186,21 @@ async fn graceful_drain_finishes_open_calls() {
     assert_eq!(next(&mut call).await, None);
     tokio::time::timeout(PATIENCE, world.serving).await.unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn an_open_stream_ends_with_its_callers_identity() {
+    let lasts = std::time::Duration::from_secs(2);
+    let world = World::plan(Plan { lasts, ..Plan::default() }).await;
+    let events = world.upstream.streams();
+    let mut body = world.open(Method::POST, &[], call(1, "echo").to_string()).await.into_body();
+    events.send(FIRST).await.unwrap();
+    assert_eq!(next(&mut body).await.unwrap(), FIRST);
+    // Nothing else happens: the end of the identity wakes the stream.
+    let last = next(&mut body).await.unwrap();
+    assert!(last.contains("identity_expired"), "{last}");
+    assert_eq!(next(&mut body).await, None);
+    tokio::time::timeout(PATIENCE, events.closed()).await.unwrap();
+    let outcome = world.recorded(Kind::Outcome, 1).await.remove(0);
+    assert_eq!(outcome.reason.as_deref(), Some("identity_expired"));
+    assert_eq!(world.call("echo").await.reason(), "identity_expired");
+}

@@ -41,6 +41,8 @@ pub(crate) struct Upstream {
     pub(crate) address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
     script: Arc<Mutex<Script>>,
+    listed: Arc<Mutex<Vec<Seen>>>,
+    lists: Arc<Mutex<Script>>,
 }
 
 impl Upstream {
@@ -60,7 +62,28 @@ impl Upstream {
     /// One whose connections the caller accepts.
     pub(crate) fn on(address: SocketAddr) -> Self {
         let script: Script = Arc::new(|seen| Box::pin(async move { polite(&seen) }));
-        Self { address, seen: Arc::default(), script: Arc::new(Mutex::new(script)) }
+        let lists: Script = Arc::new(|seen| Box::pin(async move { page(&seen, &[&TOOLS]) }));
+        Self {
+            address,
+            seen: Arc::default(),
+            script: Arc::new(Mutex::new(script)),
+            listed: Arc::default(),
+            lists: Arc::new(Mutex::new(lists)),
+        }
+    }
+
+    /// Answers by `script` where Aegis itself asks for the tools.
+    pub(crate) fn lists<F, R>(&self, script: F)
+    where
+        F: Fn(Seen) -> R + Send + Sync + 'static,
+        R: Future<Output = Response<UnsyncBoxBody<Bytes, Infallible>>> + Send + 'static,
+    {
+        *self.lists.lock() = Arc::new(move |seen| Box::pin(script(seen)));
+    }
+
+    /// What Aegis itself has asked. It is not among what [`Upstream::seen`] gives.
+    pub(crate) fn listed(&self) -> Vec<Seen> {
+        self.listed.lock().clone()
     }
 
     pub(crate) async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
@@ -71,8 +94,11 @@ impl Upstream {
                 let Ok(body) = body.collect().await else { return Ok(status(400)) };
                 let seen =
                     Seen { method: head.method, headers: head.headers, body: body.to_bytes() };
-                this.seen.lock().push(seen.clone());
-                let answer = (this.script.lock())(seen);
+                let own = is_own(&seen.json());
+                let (log, script) =
+                    if own { (&this.listed, &this.lists) } else { (&this.seen, &this.script) };
+                log.lock().push(seen.clone());
+                let answer = (script.lock())(seen);
                 Ok::<_, Infallible>(answer.await)
             }
         });
@@ -124,6 +150,29 @@ impl Upstream {
     pub(crate) fn count(&self, method: &str) -> usize {
         self.seen().iter().filter(|seen| seen.json()["method"] == method).count()
     }
+}
+
+/// The tools that every scripted server has.
+pub(crate) const TOOLS: [&str; 5] = ["echo", "risky", "leaky", "forbidden", "forbidden_too"];
+
+/// Whether this is a request of Aegis' own.
+pub(crate) fn is_own(message: &Value) -> bool {
+    message["id"].as_str().is_some_and(|id| id.starts_with("aegis-"))
+}
+
+/// Definitions of tools.
+pub(crate) fn definitions(names: &[&str]) -> Vec<Value> {
+    names.iter().map(|name| json!({ "name": name, "inputSchema": { "type": "object" } })).collect()
+}
+
+/// The page that a request's cursor names.
+pub(crate) fn page(seen: &Seen, pages: &[&[&str]]) -> Response<UnsyncBoxBody<Bytes, Infallible>> {
+    let cursor = seen.json()["params"]["cursor"].as_str().map_or(0, |c| c.parse().unwrap());
+    let mut result = json!({ "tools": definitions(pages[cursor]) });
+    if cursor + 1 < pages.len() {
+        result["nextCursor"] = (cursor + 1).to_string().into();
+    }
+    json(200, &result_for(seen, &result))
 }
 
 /// The result for a request's id.

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::{
     upstream::{self, Upstream},
-    world::{Plan, World, call, world, world_with},
+    world::{Plan, World, call, request, world, world_with},
 };
 
 #[tokio::test]
@@ -18,6 +18,10 @@ async fn an_upstream_that_is_down_slow_lying_or_oversized_gets_its_own_reason() 
     let answer = down.call("echo").await;
     assert_eq!((answer.status.as_u16(), answer.reason().as_str()), (502, "upstream_unavailable"));
     assert_eq!(answer.json()["id"], 1);
+    // It could not even be asked what it offers; what needs no list fails later.
+    assert_eq!(down.refused_for().await, ["upstream_unavailable"]);
+    let answer = down.post(request(2, "ping", json!({})).to_string()).await;
+    assert_eq!((answer.status.as_u16(), answer.reason().as_str()), (502, "upstream_unavailable"));
     let outcome = down.recorded(Kind::Outcome, 1).await.remove(0);
     assert_eq!(
         (outcome.result, outcome.reason.as_deref()),

@@ -118,13 +118,21 @@ pub(crate) struct Plan {
     pub(crate) policies: &'static [&'static str],
     pub(crate) spec: Value,
     pub(crate) attested: Option<Reason>,
+    /// How long the agent's identity lasts.
+    pub(crate) lasts: Duration,
     /// Whether it changes its policies, and so needs an engine of its own.
     pub(crate) changes_policies: bool,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { policies: STANDARD, spec: json!({}), attested: None, changes_policies: false }
+        Self {
+            policies: STANDARD,
+            spec: json!({}),
+            attested: None,
+            lasts: Duration::from_secs(3600),
+            changes_policies: false,
+        }
     }
 }
 
@@ -189,10 +197,7 @@ impl World {
         let drain = CancellationToken::new();
         let attested = match plan.attested {
             Some(reason) => Err(reason),
-            None => Ok(Attested {
-                id: AGENT.parse().unwrap(),
-                not_after: now().plus(Duration::from_secs(3600)),
-            }),
+            None => Ok(Attested { id: AGENT.parse().unwrap(), not_after: now().plus(plan.lasts) }),
         };
         let shared = Arc::new(Shared {
             kernel: Arc::clone(&kernel),
@@ -234,13 +239,23 @@ impl World {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> Response<Incoming> {
+        self.open_at(method, "/mcp", headers, body).await
+    }
+
+    async fn open_at(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Response<Incoming> {
         let stream = TcpStream::connect(self.address).await.unwrap();
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
         let mut request = Request::new(Full::new(body.into()));
         *request.method_mut() = method;
-        *request.uri_mut() = "/mcp".parse().unwrap();
+        *request.uri_mut() = path.parse().unwrap();
         let out = request.headers_mut();
         for (name, value) in headers {
             out.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
@@ -264,7 +279,18 @@ impl World {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> Answer {
-        let (head, body) = self.open(method, headers, body).await.into_parts();
+        self.send_to(method, "/mcp", headers, body).await
+    }
+
+    /// Sends a request to another path and reads the whole answer.
+    pub(crate) async fn send_to(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Answer {
+        let (head, body) = self.open_at(method, path, headers, body).await.into_parts();
         let body = tokio::time::timeout(PATIENCE, body.collect()).await.unwrap().unwrap();
         Answer { status: head.status, headers: head.headers, body: body.to_bytes() }
     }
@@ -359,6 +385,16 @@ pub(crate) fn modern(method: &str, mut params: Value) -> (Vec<(&'static str, Str
         "io.modelcontextprotocol/clientInfo": { "name": "tests", "version": "1" },
     });
     (headers, request(1, method, params))
+}
+
+/// A modern call of a client that shows forms.
+pub(crate) fn asking(id: u64, tool: &str) -> (Vec<(&'static str, String)>, Value) {
+    let params = json!({ "name": tool, "arguments": { "text": "hi" } });
+    let (headers, mut body) = modern("tools/call", params);
+    body["id"] = id.into();
+    body["params"]["_meta"]["io.modelcontextprotocol/clientCapabilities"] =
+        json!({ "elicitation": { "form": {} } });
+    (headers, body)
 }
 
 /// Borrows the headers of [`modern`].

@@ -20,6 +20,11 @@ async fn reason(domain: &Domain, action: Action) -> Reason {
     }
 }
 
+fn by(why: &str) -> aegis_kernel::ByHand {
+    let factor = aegis_core::approval::Factor::Totp;
+    aegis_kernel::ByHand { who: "user:ada".into(), factor, why: Some(why.into()) }
+}
+
 #[tokio::test]
 async fn a_permit_exists_only_after_its_record() {
     let folder = tempfile::tempdir().unwrap();
@@ -90,7 +95,7 @@ async fn a_sensitive_action_of_an_untrusted_agent_waits_for_a_human() {
     // Trusted enough, the same agent may.
     domain
         .kernel
-        .adjust_trust(&agent("one"), (95_000_000, 5_000_000), "ada", "known for years")
+        .adjust_trust(&agent("one"), (95_000_000, 5_000_000), &by("known for years"))
         .await
         .unwrap();
     assert_eq!(reason(&domain, secret).await, Reason::PolicyAllowed);
@@ -101,11 +106,7 @@ async fn stale_state_denies_what_is_sensitive_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let confirmed = State { confirmed_at: Some(crate::domain::START), ..state() };
     let domain = Domain::open_with(folder.path(), confirmed).await;
-    domain
-        .kernel
-        .adjust_trust(&agent("one"), (95_000_000, 5_000_000), "ada", "test")
-        .await
-        .unwrap();
+    domain.kernel.adjust_trust(&agent("one"), (95_000_000, 5_000_000), &by("test")).await.unwrap();
     let secret = Action {
         server: "vault".into(),
         ..call_with("read", json!({ "path": "credentials.txt" }))

@@ -54,6 +54,16 @@ pub fn strip(body: &Bytes, allowed: Allowed) -> Bytes {
     edit::splice(body, &edits).map_or_else(|| body.clone(), Bytes::from)
 }
 
+/// Whether a modern request declares that its client shows forms (client/elicitation,
+/// "Capabilities": an object that names no mode means form mode).
+#[must_use]
+pub fn declares_form(body: &[u8]) -> bool {
+    let declared = edit::find(body, &["params", "_meta", META_CAPABILITIES, "elicitation"]);
+    let modes = declared.and_then(|range| edit::members(body, &range));
+    let named = |modes: &[Member], name: &str| modes.iter().any(|mode| mode.name == name);
+    modes.is_some_and(|modes| named(&modes, "form") || !named(&modes, "url"))
+}
+
 /// Where `body` declares capabilities.
 fn declared(body: &[u8]) -> Option<Vec<Range<usize>>> {
     let inside = |members: Vec<Member>, name: &str| {
@@ -200,6 +210,22 @@ mod tests {
             strip_text(&tasks, Allowed::NONE),
             initialize(r#"{"tasks":{"requests":{},"list":{}}}"#)
         );
+    }
+
+    #[test]
+    fn a_client_that_shows_forms_is_told_from_one_that_does_not() {
+        for (declared, expected) in [
+            (r#"{"elicitation":{}}"#, true),
+            (r#"{"elicitation":{"form":{}}}"#, true),
+            (r#"{"elicitation":{"url":{},"form":{}}}"#, true),
+            (r#"{"elicitation":{"url":{}}}"#, false),
+            (r#"{"elicitation":true}"#, false),
+            (r#"{"sampling":{}}"#, false),
+            ("{}", false),
+        ] {
+            assert_eq!(declares_form(modern(declared).as_bytes()), expected, "{declared}");
+        }
+        assert!(!declares_form(b"nonsense"));
     }
 
     #[test]

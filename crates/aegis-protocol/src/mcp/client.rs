@@ -1,5 +1,7 @@
 //! What a client sends, parsed once: bytes and headers → message → [`Action`].
 
+use std::borrow::Cow;
+
 use aegis_core::{
     Digest,
     action::{Action, ActionKind, Protocol},
@@ -238,7 +240,7 @@ fn action(
         | ClientMethod::ResourcesSubscribe
         | ClientMethod::ResourcesUnsubscribe => {
             let text = take_string(&mut params, "uri")?;
-            action.resource = Some(uri::canonical(&text)?.into_owned());
+            action.resource = Some(canonical(&text)?);
         }
         ClientMethod::Complete => complete_reference(&mut action, &params)?,
         ClientMethod::Listen => resources = listened_resources(&params)?,
@@ -270,9 +272,14 @@ fn take_string(
     }
 }
 
+fn canonical(text: &str) -> Result<String, ProtocolError> {
+    let canonical = uri::canonical(text);
+    canonical.map(Cow::into_owned).map_err(|error| ProtocolError::of_uri(error, text))
+}
+
 fn take_name(params: &mut Map<String, Value>, what: &'static str) -> Result<String, ProtocolError> {
     let text = take_string(params, "name")?;
-    name::check(&text).map_err(|error| ProtocolError::Name { error, what })?;
+    name::check(&text).map_err(|error| ProtocolError::of_name(error, what, &text))?;
     Ok(text)
 }
 
@@ -312,11 +319,14 @@ fn complete_reference(
     match text("type")? {
         "ref/prompt" => {
             let prompt = text("name")?;
-            name::check(prompt).map_err(|error| ProtocolError::Name { error, what: "prompt" })?;
+            name::check(prompt).map_err(|error| ProtocolError::of_name(error, "prompt", prompt))?;
             action.tool = Some(prompt.to_owned());
         }
         "ref/resource" => {
-            action.resource = Some(uri::canonical_template(text("uri")?)?.into_owned())
+            let template = text("uri")?;
+            let canonical = uri::canonical_template(template);
+            let canonical = canonical.map_err(|error| ProtocolError::of_uri(error, template))?;
+            action.resource = Some(canonical.into_owned());
         }
         _ => return Err(ProtocolError::Param("ref")),
     }
@@ -331,9 +341,7 @@ fn listened_resources(params: &Map<String, Value>) -> Result<Vec<String>, Protoc
         None => return Ok(Vec::new()),
         Some(value) => value.as_array().ok_or_else(wrong)?,
     };
-    uris.iter()
-        .map(|value| Ok(uri::canonical(value.as_str().ok_or_else(wrong)?)?.into_owned()))
-        .collect()
+    uris.iter().map(|value| canonical(value.as_str().ok_or_else(wrong)?)).collect()
 }
 
 impl ClientMessage {

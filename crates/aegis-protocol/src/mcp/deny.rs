@@ -33,15 +33,8 @@ pub struct Answer {
     pub body: Bytes,
 }
 
-/// How somebody is asked to approve a held call, for clients that declared it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ApprovalPrompt {
-    /// Elicitation in URL mode: the page to open.
-    Url(String),
-    /// Elicitation in form mode: a confirmation that the approval was given elsewhere. It approves
-    /// nothing itself, since the agent's own client fills it in.
-    Form,
-}
+/// The key of Aegis' own question in `inputRequests`.
+pub const APPROVAL_KEY: &str = "aegis.approval";
 
 fn message(status: StatusCode, body: Value) -> Answer {
     Answer { status, www_authenticate: None, body: body.to_string().into() }
@@ -171,7 +164,10 @@ pub fn refuse(refusal: &Refusal) -> Answer {
             let data = Some(json!({ "reason": Reason::ToolUnknown.code() }));
             error(StatusCode::OK, id, INVALID_PARAMS, &format!("Unknown {what}: {text}"), data)
         }
-        ProtocolError::Param(_) | ProtocolError::Uri(_) | ProtocolError::ReservedArgument => {
+        ProtocolError::Param(_)
+        | ProtocolError::Uri(_)
+        | ProtocolError::TooLong { .. }
+        | ProtocolError::ReservedArgument => {
             error(StatusCode::OK, id, INVALID_PARAMS, &text, Some(reason))
         }
     }
@@ -184,30 +180,19 @@ pub fn header_mismatch(id: &Id, problem: &super::HeaderError) -> Answer {
     error(StatusCode::BAD_REQUEST, Some(id), HEADER_MISMATCH, &problem.to_string(), Some(data))
 }
 
-/// A held call: modern clients that declared elicitation get `input_required` and retry with
-/// `state`; all others are told in a tool's result. `text` says what is awaited and where.
+/// A held call, as a question to its client (basic/patterns/mrtr): an empty form, whose answer
+/// repeats the call under `state`. It approves nothing, since the agent's own client fills it in.
+/// `text` says what is awaited and where. For methods that may be answered so
+/// ([`ClientMethod::may_require_input`]) and modern clients that declared elicitation by form.
 #[must_use]
-pub fn approval_pending(
-    era: Era,
-    id: &Id,
-    method: ClientMethod,
-    prompt: Option<&ApprovalPrompt>,
-    state: &str,
-    text: &str,
-) -> Answer {
-    let (Era::Modern, true, Some(prompt)) = (era, method.may_require_input(), prompt) else {
-        return explain(era, id, method, Reason::ApprovalPending, text);
-    };
-    let params = match prompt {
-        ApprovalPrompt::Url(url) => json!({ "mode": "url", "message": text, "url": url }),
-        ApprovalPrompt::Form => json!({
-            "mode": "form", "message": text,
-            "requestedSchema": { "type": "object", "properties": {} },
-        }),
-    };
+pub fn approval_asked(id: &Id, state: &str, text: &str) -> Answer {
+    let params = json!({
+        "mode": "form", "message": text,
+        "requestedSchema": { "type": "object", "properties": {} },
+    });
     let result = json!({
         "resultType": "input_required",
-        "inputRequests": { "aegis.approval": { "method": "elicitation/create", "params": params } },
+        "inputRequests": { APPROVAL_KEY: { "method": "elicitation/create", "params": params } },
         "requestState": state,
     });
     message(StatusCode::OK, json!({ "jsonrpc": "2.0", "id": id.to_value(), "result": result }))

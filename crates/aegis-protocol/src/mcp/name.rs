@@ -16,9 +16,12 @@ const MAX_BYTES: usize = 256;
 /// Why a name is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// Empty or too long.
-    #[error("a name must have 1 to 256 bytes")]
-    Length,
+    /// Empty.
+    #[error("a name must not be empty")]
+    Empty,
+    /// Too long.
+    #[error("a name must have at most 256 bytes")]
+    TooLong,
     /// Holds a character that cannot be seen or changes how others are shown.
     #[error(
         "a name must not hold control, white-space, invisible or direction-changing characters"
@@ -37,8 +40,11 @@ pub enum NameError {
 /// # Errors
 /// When the name could be taken for another.
 pub fn check(name: &str) -> Result<(), NameError> {
-    if name.is_empty() || name.len() > MAX_BYTES {
-        return Err(NameError::Length);
+    if name.is_empty() {
+        return Err(NameError::Empty);
+    }
+    if name.len() > MAX_BYTES {
+        return Err(NameError::TooLong);
     }
     if name.starts_with(' ') || name.ends_with(' ') {
         return Err(NameError::Invisible);
@@ -111,7 +117,7 @@ mod tests {
     #[test]
     fn names_that_could_be_taken_for_others_are_refused() {
         let cases = [
-            ("", NameError::Length),
+            ("", NameError::Empty),
             ("read\u{200b}file", NameError::Invisible),
             ("\u{202e}elif", NameError::Invisible),
             ("read\u{e0041}", NameError::Invisible),
@@ -128,6 +134,6 @@ mod tests {
         for (name, error) in cases {
             assert_eq!(check(name), Err(error), "{name:?}");
         }
-        assert_eq!(check(&"x".repeat(257)), Err(NameError::Length));
+        assert_eq!(check(&"x".repeat(257)), Err(NameError::TooLong));
     }
 }

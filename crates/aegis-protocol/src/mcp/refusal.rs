@@ -1,6 +1,6 @@
 //! Why a client's message is not taken: the closed list, and what is needed to answer it.
 
-use aegis_core::decision::Reason;
+use aegis_core::{Digest, decision::Reason};
 
 use super::{Era, HeaderError, name::NameError, uri::UriError};
 use crate::jsonrpc::{Id, RpcError};
@@ -37,9 +37,19 @@ pub enum ProtocolError {
         /// What it names: `tool` or `prompt`.
         what: &'static str,
     },
+    /// A name or URI is longer than it may be. It is told by its digest, never by a part of it.
+    #[error("the {what} is longer than it may be; it has {bytes} bytes")]
+    TooLong {
+        /// What it names: `tool`, `prompt` or `resource`.
+        what: &'static str,
+        /// Its length.
+        bytes: usize,
+        /// Its digest.
+        digest: Digest,
+    },
     /// The resource's URI is not canonical.
     #[error(transparent)]
-    Uri(#[from] UriError),
+    Uri(UriError),
     /// An argument's name is reserved.
     #[error("an argument's name starts with `io.modelcontextprotocol/`, which is reserved")]
     ReservedArgument,
@@ -49,6 +59,26 @@ pub enum ProtocolError {
 }
 
 impl ProtocolError {
+    /// Why a tool's or prompt's name is refused.
+    pub(super) fn of_name(error: NameError, what: &'static str, name: &str) -> Self {
+        match error {
+            NameError::TooLong => Self::too_long(what, name),
+            error => Self::Name { error, what },
+        }
+    }
+
+    /// Why a resource's URI is refused.
+    pub(super) fn of_uri(error: UriError, uri: &str) -> Self {
+        match error {
+            UriError::TooLong => Self::too_long("resource", uri),
+            error => Self::Uri(error),
+        }
+    }
+
+    fn too_long(what: &'static str, name: &str) -> Self {
+        Self::TooLong { what, bytes: name.len(), digest: Digest::of(name.as_bytes()) }
+    }
+
     /// The reason it is refused for.
     #[must_use]
     pub const fn reason(&self) -> Reason {
@@ -58,6 +88,7 @@ impl ProtocolError {
             Self::MethodUnknown => Reason::MethodUnknown,
             Self::VersionUnsupported { .. } => Reason::ProtocolUnsupported,
             Self::Name { .. } => Reason::ToolUnknown,
+            Self::TooLong { .. } => Reason::NameTooLong,
             Self::MetaMissing(_)
             | Self::Param(_)
             | Self::Uri(_)

@@ -17,7 +17,7 @@ const MAX_BYTES: usize = 8192;
 /// Why a URI is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UriError {
-    /// Longer than 8 KiB.
+    /// Longer than 8 KiB, as it came or percent-encoded.
     #[error("the URI is longer than 8192 bytes")]
     TooLong,
     /// No scheme, or not in lower case.
@@ -94,6 +94,9 @@ fn check(uri: &str, template: bool) -> Result<Cow<'_, str>, UriError> {
                     .extend(char::from_digit(u32::from(digit), 16).map(|c| c.to_ascii_uppercase()));
             }
         }
+    }
+    if encoded.len() > MAX_BYTES {
+        return Err(UriError::TooLong);
     }
     Ok(Cow::Owned(encoded))
 }
@@ -220,6 +223,8 @@ mod tests {
             assert!(canonical(uri).is_err(), "{uri}");
         }
         assert!(canonical(&format!("file:///{}", "a".repeat(9000))).is_err());
+        // Three times as long once it is encoded, and so it is recorded.
+        assert_eq!(canonical(&format!("file:///{}", "é".repeat(2000))), Err(UriError::TooLong));
     }
 
     #[test]

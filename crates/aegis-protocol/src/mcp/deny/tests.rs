@@ -102,21 +102,11 @@ fn refusals_carry_the_codes_of_the_protocol() {
 }
 
 #[test]
-fn a_held_call_asks_modern_clients_and_tells_the_others() {
-    let id = Id::Integer(1);
-    let url = ApprovalPrompt::Url("https://x/a".into());
-    let pending = |era, prompt| {
-        body(&approval_pending(era, &id, ClientMethod::ToolsCall, prompt, "s", "wait"))
-    };
-    let asked = pending(Era::Modern, Some(&url));
+fn a_held_call_is_a_form_that_approves_nothing() {
+    let asked = body(&approval_asked(&Id::Integer(1), "s", "wait"));
     assert_eq!(asked["result"]["resultType"], "input_required");
     assert_eq!(asked["result"]["requestState"], "s");
-    assert_eq!(asked["result"]["inputRequests"]["aegis.approval"]["params"]["url"], "https://x/a");
-    assert_eq!(pending(Era::Modern, None)["result"]["isError"], true);
-    assert_eq!(pending(LEGACY, Some(&url))["result"]["isError"], true);
-    let form = pending(Era::Modern, Some(&ApprovalPrompt::Form));
-    assert_eq!(
-        form["result"]["inputRequests"]["aegis.approval"]["params"]["requestedSchema"]["type"],
-        "object"
-    );
+    let params = &asked["result"]["inputRequests"][APPROVAL_KEY]["params"];
+    assert_eq!((&params["mode"], &params["message"]), (&json!("form"), &json!("wait")));
+    assert_eq!(params["requestedSchema"]["properties"], json!({}), "there is nothing to fill in");
 }

@@ -1,0 +1,161 @@
+//! Who orders something over the control socket, and what confirms it: people, with the second factor
+//! where one is enrolled, and never an agent.
+
+use std::path::Path;
+
+use aegis_core::approval::Factor;
+use aegis_kernel::{ByHand, totp::Totp};
+use anyhow::Context as _;
+use axum::{
+    extract::{ConnectInfo, Request, State},
+    http::StatusCode,
+    middleware::Next,
+    response::{IntoResponse as _, Response},
+};
+
+use super::{Asker, Failure, Shared};
+use crate::up::{
+    attest::now,
+    daemon::{Daemon, files_of},
+    operators::name_of,
+};
+
+/// What is not a wrapper's business is for people who may.
+pub(super) async fn for_operators(
+    State(daemon): Shared,
+    ConnectInfo(asker): ConnectInfo<Asker>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if daemon.operators.includes(asker.uid) {
+        return next.run(request).await;
+    }
+    let message =
+        "this daemon answers its own user, root, and users named by `aegis up --operator`";
+    Failure(StatusCode::FORBIDDEN, message.into()).into_response()
+}
+
+/// What confirms who asks.
+pub(super) fn factor(
+    daemon: &Daemon,
+    asker: &Asker,
+    code: Option<&str>,
+) -> Result<Factor, Failure> {
+    let Some(code) = code else {
+        if asker.uid.is_some() && !daemon.attest.uids().contains(&asker.uid) {
+            return Ok(Factor::Account);
+        }
+        // Under one user for all, nothing better can be had, and status says so.
+        if shares_user(daemon) {
+            return Ok(Factor::None);
+        }
+        let message = "agents run under your account; confirm with --totp and its code, or ask as another user";
+        return Err(Failure(StatusCode::FORBIDDEN, message.into()));
+    };
+    let mut totp = daemon.totp.lock();
+    let Some(totp) = totp.as_mut() else {
+        let message =
+            "no second factor is enrolled; run `aegis approvals enroll` as the daemon's user";
+        return Err(Failure(StatusCode::CONFLICT, message.into()));
+    };
+    if !totp.verify(code, now()) {
+        tracing::warn!(uid = asker.uid, "a one-time code was wrong");
+        let message = "the code is not valid now, or was used before, or too many were wrong; wait for the next one";
+        return Err(Failure(StatusCode::FORBIDDEN, message.into()));
+    }
+    Ok(Factor::Totp)
+}
+
+/// Who orders something: no agent, and with the second factor where one is enrolled.
+pub(super) fn by_hand(
+    daemon: &Daemon,
+    asker: &Asker,
+    code: Option<&str>,
+    why: Option<&str>,
+) -> Result<ByHand, Failure> {
+    refuse_agents(daemon, asker)?;
+    if code.is_none() && daemon.totp.lock().is_some() {
+        let message = "a second factor is enrolled; confirm with --totp and its code";
+        return Err(Failure(StatusCode::FORBIDDEN, message.into()));
+    }
+    if why.is_some_and(|why| why.trim().is_empty()) {
+        let message = "say why with --reason; it is recorded";
+        return Err(Failure(StatusCode::BAD_REQUEST, message.into()));
+    }
+    let factor = factor(daemon, asker, code)?;
+    Ok(ByHand { who: approver(asker)?, factor, why: why.map(str::to_owned) })
+}
+
+/// A caller that is recognised as an agent by more than its user is that agent, and no agent decides
+/// about agents: neither about itself nor about another.
+pub(super) fn refuse_agents(daemon: &Daemon, asker: &Asker) -> Result<(), Failure> {
+    let agent = asker.attested.as_ref().is_ok_and(|who| daemon.attest.is_specific(&who.id));
+    if agent {
+        let message = "an agent cannot decide about agents; let a person do it".to_owned();
+        return Err(Failure(StatusCode::FORBIDDEN, message));
+    }
+    Ok(())
+}
+
+pub(super) fn approver(asker: &Asker) -> Result<String, Failure> {
+    let Some(uid) = asker.uid else {
+        return Err(Failure(StatusCode::FORBIDDEN, "the kernel does not say who asks".into()));
+    };
+    Ok(name_of(uid))
+}
+
+/// Why an agent could do here what only a human should.
+pub(super) fn advisory(daemon: &Daemon) -> Vec<String> {
+    let agents = daemon.attest.uids();
+    if shares_user(daemon) {
+        let mut reasons = vec![
+            "agents run as the same user as this daemon: they could read its keys, edit its policies and answer approvals; run the daemon under a user of its own (`aegis up --as-service`)".to_owned(),
+        ];
+        if daemon.totp.lock().is_none() {
+            reasons.push("no second factor is enrolled: `aegis approvals enroll`".to_owned());
+        }
+        return reasons;
+    }
+    let writable = |path: &Path| {
+        std::fs::metadata(path).is_ok_and(|meta| {
+            let owner = std::os::unix::fs::MetadataExt::uid(&meta);
+            let mode = std::os::unix::fs::PermissionsExt::mode(&meta.permissions());
+            agents.contains(&Some(owner)) || mode & 0o002 != 0
+        })
+    };
+    let files = files_of(&daemon.config).unwrap_or_default();
+    let editable = writable(&daemon.config) || files.iter().any(|path| writable(path));
+    let said = format!("an agent's user can edit policies in {}", daemon.config.display());
+    editable.then_some(said).into_iter().collect()
+}
+
+/// Whether an agent may run under the daemon's own user.
+fn shares_user(daemon: &Daemon) -> bool {
+    let own = own_uid();
+    daemon.attest.uids().iter().any(|uid| uid.is_none_or(|uid| uid == own))
+}
+
+fn own_uid() -> u32 {
+    nix::unistd::getuid().as_raw()
+}
+
+/// The second factor's secret, if one is enrolled: hex in a file that only the daemon's user reads.
+pub(in crate::up) fn read_totp(state: &Path) -> anyhow::Result<Option<Totp>> {
+    let file = state.join("totp.secret");
+    if !file.exists() {
+        return Ok(None);
+    }
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file)?.permissions());
+    anyhow::ensure!(
+        mode & 0o077 == 0,
+        "{} can be read by others; run `chmod 600 {}`",
+        file.display(),
+        file.display()
+    );
+    let text = std::fs::read_to_string(&file)?;
+    let secret =
+        hex::decode(text.trim()).with_context(|| format!("{} is not hex", file.display()))?;
+    let totp = Totp::new(&secret);
+    anyhow::ensure!(totp.is_some(), "{} holds fewer than 16 bytes", file.display());
+    Ok(totp)
+}

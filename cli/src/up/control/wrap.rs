@@ -1,0 +1,98 @@
+//! What `aegis wrap` asks: a stream of frames to a server, which the daemon starts where an AgentUpstream
+//! registers its command.
+
+use aegis_api::control::{STARTED_BY, WrapHello};
+use aegis_core::decision::Reason;
+use aegis_sidecar::{Route, route::Caller};
+use axum::{
+    extract::{ConnectInfo, Request, State},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse as _, Response},
+};
+use hyper_util::rt::TokioIo;
+
+use super::{Asker, Failure, Shared};
+use crate::up::command::{self, Started};
+
+/// What a client puts into its configuration for a server on standard streams.
+pub(in crate::up) fn wrap_line(route: &Route) -> String {
+    let name = &route.name;
+    match route.spec.command {
+        Some(_) => format!("aegis wrap --server {name}"),
+        None => format!("aegis wrap --server {name} -- COMMAND"),
+    }
+}
+
+/// Turns the connection into a wrapper's stream of frames.
+pub(super) async fn wrap(
+    State(daemon): Shared,
+    ConnectInfo(asker): ConnectInfo<Asker>,
+    headers: HeaderMap,
+    mut request: Request,
+) -> Result<Response, Failure> {
+    let upgrade = headers.get(header::UPGRADE).is_some_and(|value| value == "aegis-wrap");
+    if !upgrade {
+        return Err(Failure(StatusCode::UPGRADE_REQUIRED, "ask with `Upgrade: aegis-wrap`".into()));
+    }
+    let body = std::mem::take(request.body_mut());
+    let bytes = axum::body::to_bytes(body, 64 * 1024).await?;
+    let hello: WrapHello = serde_json::from_slice(&bytes)?;
+    let namespace = hello.namespace.unwrap_or_else(|| "default".into());
+    let route = daemon
+        .wrapped(&namespace, &hello.server)
+        .await
+        .map_err(|error| Failure(StatusCode::CONFLICT, format!("{error:#}")))?;
+    let refused = |reason: Reason| {
+        daemon.shared.refusals.count(&hello.server, reason);
+        let message = format!(
+            "{} Add an AgentIdentity whose selector fits the program that starts `aegis wrap`.",
+            reason.sentence()
+        );
+        Failure(StatusCode::FORBIDDEN, message)
+    };
+    let attested = asker.attested.map_err(refused)?;
+    let principal = daemon.kernel.state().registry.principal(&attested.id, attested.not_after);
+    let principal = principal.ok_or_else(|| refused(Reason::IdentityUnknown))?;
+    let server = registered(&route, &hello.command)?;
+    let by = if server.is_some() { "daemon" } else { "wrapper" };
+    let session = format!("stdio-{}", uuid::Uuid::now_v7());
+    let caller = Caller { principal, session: Some(session) };
+    tokio::spawn(async move {
+        match hyper::upgrade::on(request).await {
+            Ok(upgraded) => match server {
+                Some(server) => {
+                    command::serve(route, caller, TokioIo::new(upgraded), server).await;
+                }
+                None => aegis_sidecar::stdio::serve(route, caller, TokioIo::new(upgraded)).await,
+            },
+            Err(error) => tracing::warn!(%error, "a wrapper did not follow up"),
+        }
+    });
+    let mut upgraded = HeaderMap::new();
+    for (name, value) in [("connection", "upgrade"), ("upgrade", "aegis-wrap"), (STARTED_BY, by)] {
+        upgraded.insert(name, HeaderValue::from_static(value));
+    }
+    Ok((StatusCode::SWITCHING_PROTOCOLS, upgraded).into_response())
+}
+
+/// Starts the command that the route's AgentUpstream registers; `None` if it registers none and the
+/// client gives one.
+fn registered(route: &Route, given: &[String]) -> Result<Option<Started>, Failure> {
+    let name = &route.name;
+    let refuse = |message: String| Err(Failure(StatusCode::CONFLICT, message));
+    match (&route.spec.command, given.split_first()) {
+        (None, Some(_)) => Ok(None),
+        (None, None) => refuse(format!(
+            "no AgentUpstream `{name}` registers a command; register one, or give one after `--`"
+        )),
+        (Some(spec), Some((program, args))) if *program != spec.program || *args != spec.args => {
+            refuse(format!(
+                "the command given is not the one that AgentUpstream `{name}` registers; leave it out"
+            ))
+        }
+        (Some(spec), _) => match command::start(spec) {
+            Ok(started) => Ok(Some(started)),
+            Err(error) => refuse(format!("AgentUpstream `{name}`: {error:#}")),
+        },
+    }
+}

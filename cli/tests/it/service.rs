@@ -1,0 +1,232 @@
+//! A daemon under a user of its own, and an agent under another: needs root, which alone can be both.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt as _, chown},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+
+use crate::fixture::text;
+
+const DAEMON: u32 = 64_001;
+const AGENT: u32 = 64_002;
+const STRANGER: u32 = 64_003;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const DOCUMENTS: &str = "apiVersion: aegis.dev/v1alpha1
+kind: AgentIdentity
+metadata: { name: bot }
+spec: { sponsor: ada@acme.example, selector: { unix: { uid: 64002 } } }
+---
+apiVersion: aegis.dev/v1alpha1
+kind: AgentPolicy
+metadata: { name: all }
+spec:
+  rules:
+    - { name: look, effect: allow, tools: [look] }
+    - { name: change, effect: require_approval, tools: [change] }
+---
+apiVersion: aegis.dev/v1alpha1
+kind: ClusterTrustThreshold
+metadata: { name: all }
+spec: { tMin: 1, tau: 1000 }
+---
+apiVersion: aegis.dev/v1alpha1
+kind: AgentUpstream
+metadata: { name: notes }
+spec:
+  command: { program: python3, args: ['-c', @SCRIPT@] }
+";
+const SCRIPT: &str = "import json,os,sys
+for line in sys.stdin:
+    m=json.loads(line)
+    r={'tools':[{'name':n,'inputSchema':{}} for n in ('look','change')]} if m['method']=='tools/list' else {'content':[{'type':'text','text':'%d %s'%(os.getuid(),[l for l in open('/proc/self/status') if l.startswith('CapEff')])}]}
+    print(json.dumps({'jsonrpc':'2.0','id':m['id'],'result':r}),flush=True)
+";
+
+struct World {
+    folder: tempfile::TempDir,
+    daemon: Child,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+/// A command as another user.
+fn run_as(uid: u32, capabilities: &str, program: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new("setpriv");
+    let user = uid.to_string();
+    command.args(["--reuid", &user, "--regid", &user, "--clear-groups", "--no-new-privs"]);
+    command.args(["--inh-caps", capabilities, "--ambient-caps", capabilities, "--"]);
+    command.arg(program).args(args);
+    command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("HOME", "/nonexistent");
+    command
+}
+
+impl World {
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let open = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(folder.path(), open.clone()).unwrap();
+        // Where every user can run them.
+        let opa = std::env::var_os("AEGIS_OPA")
+            .map_or_else(|| PathBuf::from("/usr/bin/opa"), PathBuf::from);
+        for (from, to) in [(Path::new(env!("CARGO_BIN_EXE_aegis")), at("aegis")), (&opa, at("opa"))]
+        {
+            if fs::hard_link(from, &to).is_err() {
+                fs::copy(from, &to).unwrap();
+            }
+        }
+        for name in ["config", "run", "state"] {
+            fs::create_dir(at(name)).unwrap();
+            fs::set_permissions(at(name), open.clone()).unwrap();
+        }
+        fs::set_permissions(at("state"), fs::Permissions::from_mode(0o700)).unwrap();
+        for name in ["run", "state"] {
+            chown(at(name), Some(DAEMON), Some(DAEMON)).unwrap();
+        }
+        let script = serde_json::to_string(SCRIPT).unwrap();
+        fs::write(at("config/all.yaml"), DOCUMENTS.replace("@SCRIPT@", &script)).unwrap();
+        let (config, state, run) = (at("config"), at("state"), at("run"));
+        let args = [
+            "up",
+            "--config",
+            text(&config),
+            "--state",
+            text(&state),
+            "--sockets",
+            text(&run),
+            "--admin",
+            "127.0.0.1:0",
+        ];
+        let capabilities = "-all,+sys_ptrace,+dac_read_search";
+        let mut daemon = run_as(DAEMON, capabilities, &at("aegis"), &args);
+        let log = fs::File::create(at("log")).unwrap();
+        daemon.env("AEGIS_OPA", at("opa")).stdout(Stdio::null()).stderr(log);
+        let daemon = daemon.spawn().unwrap();
+        let mut world = Self { folder, daemon };
+        let deadline = Instant::now() + PATIENCE;
+        while !world.aegis(0, &["status"]).await.status.success() {
+            let ended = world.daemon.try_wait().unwrap();
+            let log = fs::read_to_string(world.path("log")).unwrap();
+            assert!(ended.is_none() && Instant::now() < deadline, "{ended:?}: {log}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        world
+    }
+
+    fn command(&self, uid: u32, args: &[&str]) -> tokio::process::Command {
+        let mut command = run_as(uid, "-all", &self.path("aegis"), args);
+        command.env("AEGIS_SOCKET", self.path("run/control.sock"));
+        command.into()
+    }
+
+    async fn aegis(&self, uid: u32, args: &[&str]) -> Output {
+        self.command(uid, args).stdin(Stdio::null()).output().await.unwrap()
+    }
+
+    async fn refuses(&self, uid: u32, args: &[&str], part: &str) {
+        let output = self.aegis(uid, args).await;
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && said.contains(part), "{args:?} as {uid}: {said}");
+    }
+
+    async fn json(&self, args: &[&str]) -> Value {
+        let output = self.aegis(0, args).await;
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Whether a user can do this to a file of the world.
+    fn can(&self, uid: u32, words: &[&str]) -> bool {
+        let (program, args) = words.split_first().unwrap();
+        let mut command = run_as(uid, "-all", Path::new(program), args);
+        command.current_dir(self.folder.path()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().unwrap().success()
+    }
+}
+
+#[tokio::test]
+async fn an_agent_of_another_user_is_governed_and_cannot_govern() {
+    let privileged = nix::unistd::getuid().is_root()
+        && Command::new("setpriv").arg("--version").output().is_ok();
+    if !privileged {
+        eprintln!("skipped: only root with setpriv can be two users");
+        return;
+    }
+    let world = World::start().await;
+    let status = world.json(&["status", "-o", "json"]).await;
+    assert_eq!(status["advisory"], json!([]), "nothing here is advisory");
+
+    // Its calls are governed; the server runs as the daemon's user, without its capabilities.
+    let mut agent = world.command(AGENT, &["wrap", "--server", "notes"]);
+    agent.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+    let mut agent = agent.spawn().unwrap();
+    let mut input = agent.stdin.take().unwrap();
+    let mut lines = BufReader::new(agent.stdout.take().unwrap()).lines();
+    let mut ask = async |tool: &str| {
+        let call = json!({ "jsonrpc": "2.0", "id": tool, "method": "tools/call",
+            "params": { "name": tool, "arguments": {} } });
+        input.write_all(format!("{call}\n").as_bytes()).await.unwrap();
+    };
+    let mut answered = async || {
+        let line = tokio::time::timeout(PATIENCE, lines.next_line()).await.unwrap();
+        let answer: Value = serde_json::from_str(&line.unwrap().unwrap()).unwrap();
+        (answer["id"].clone(), answer["result"]["content"][0]["text"].as_str().unwrap().to_owned())
+    };
+    ask("look").await;
+    let (id, said) = answered().await;
+    assert_eq!(id, "look");
+    assert!(said.starts_with("64001 ") && said.contains("0000000000000000"), "{said}");
+
+    // A call that needs a human: the agent's user cannot be that human.
+    ask("change").await;
+    let mut waiting = json!([]);
+    let deadline = Instant::now() + PATIENCE;
+    while waiting[0]["id"].is_null() && Instant::now() < deadline {
+        waiting = world.json(&["approvals", "list", "-o", "json"]).await;
+    }
+    let id = waiting[0]["id"].as_str().unwrap();
+    let only = "this daemon answers its own user";
+    for uid in [AGENT, STRANGER] {
+        world.refuses(uid, &["approvals", "approve", id], only).await;
+        world.refuses(uid, &["approvals", "list"], only).await;
+        world.refuses(uid, &["audit", "query"], only).await;
+        world.refuses(uid, &["agents", "release", "bot", "--reason", "x"], only).await;
+        for file in ["state", "state/ledger.key", "state/ca", "state/ledger.db"] {
+            assert!(!world.can(uid, &["ls", "-l", &format!("{file}/.")]), "{uid} {file}");
+            assert!(!world.can(uid, &["cat", file]), "{uid} can read {file}");
+        }
+        assert!(!world.can(uid, &["sh", "-c", "echo x >> config/all.yaml"]));
+        assert!(!world.can(uid, &["touch", "config/more.yaml"]));
+        assert!(!world.can(uid, &["rm", "-f", "run/control.sock"]));
+    }
+    world.refuses(STRANGER, &["wrap", "--server", "notes"], "AgentIdentity").await;
+    // Root is not the agent: that its account differs is on record.
+    let done = world.aegis(0, &["approvals", "approve", id]).await;
+    assert!(done.status.success(), "{done:?}");
+    assert_eq!(answered().await.0, "change");
+    let shown = world.json(&["approvals", "show", id, "-o", "json"]).await;
+    assert_eq!(shown["votes"][0]["factor"], "account");
+}
+
+#[test]
+fn the_unit_is_printed() {
+    let run = crate::fixture::aegis(&["up", "--as-service", "--operator", "ada"]).exits(0);
+    assert!(run.stdout.contains("--sockets /run/aegis") && run.stdout.contains("--operator ada"));
+    assert!(run.stdout.contains("StateDirectoryMode=0700"), "{}", run.stdout);
+}
