@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests, the benchmarks and `make up` need besides a Rust toolchain: other
-# people's MCP servers and clients, Node 24 for them, opa, cargo-nextest, cargo-deny, Postgres.
+# people's MCP servers and clients, Node 24 for them, opa, cargo-nextest, cargo-deny, Postgres; for the
+# benchmarks Envoy and haproxy.
 #
 #   e2e/setup.sh [TARGET…]       install; without a target: node24 mcp-node mcp-python opa
 #   e2e/setup.sh where TARGET    print the folder or program of an installed target
@@ -8,7 +9,8 @@
 #
 # Everything is pinned: versions here, in e2e/node/package-lock.json and in e2e/python/*.txt. It goes
 # to ${AEGIS_CACHE:-~/.cache/aegis}, keyed by version; nothing is done twice, and two runs at
-# once wait for each other where they install the same. Only `postgres` touches the system, and only as root.
+# once wait for each other where they install the same. Only `postgres` and `haproxy` touch the system, and only
+# as root.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -20,7 +22,7 @@ OPA_VERSION=1.22.2
 NEXTEST_VERSION=0.9.151
 DENY_VERSION=0.20.2
 
-TARGETS="node24 mcp-node mcp-python opa nextest cargo-deny postgres agent-toolkit"
+TARGETS="node24 mcp-node mcp-python opa nextest cargo-deny postgres agent-toolkit envoy haproxy"
 DEFAULTS="node24 mcp-node mcp-python opa"
 
 say() { printf '%-12s %s\n' "$1" "$2"; }
@@ -142,6 +144,23 @@ install_postgres() {
   say postgres "installed in $((SECONDS - start)) s"
 }
 
+install_envoy() {
+  need python3 "install Python 3.10 or newer"
+  fill envoy "Envoy" "$(venv_path envoy)" into_venv "$HERE/python/envoy.txt"
+}
+
+install_haproxy() {
+  if command -v haproxy >/dev/null; then
+    say haproxy "is there: $(command -v haproxy)"
+    return
+  fi
+  [[ $(id -u) == 0 ]] || die "haproxy: there is none on the PATH; run \`sudo apt-get install -y haproxy\`"
+  need apt-get "install haproxy 2.6 or newer"
+  say haproxy "installing Debian's package haproxy"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq haproxy >/dev/null
+}
+
 where() {
   case $1 in
     node24) venv_path node24 ;;
@@ -153,6 +172,9 @@ where() {
     nextest) echo "$BIN/cargo-nextest" ;;
     cargo-deny) echo "$BIN/cargo-deny" ;;
     postgres) postgres_bin ;;
+    # Not the wheel's script, which starts the program as a child.
+    envoy) find "$(venv_path envoy)" -path '*/_bin/envoy' ;;
+    haproxy) command -v haproxy ;;
     *) die "there is no target \`$1\`; there are $TARGETS" ;;
   esac
 }
