@@ -62,21 +62,21 @@ impl std::fmt::Debug for Target {
 }
 
 /// Headers that belong to one connection (RFC 9110 §7.6.1), and those that Aegis sets itself.
-const NOT_FORWARDED: [&str; 14] = [
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "host",
-    "content-length",
-    "accept-encoding",
-    "proxy-authorization",
-    "proxy-authenticate",
-    "expect",
-    "forwarded",
+static NOT_FORWARDED: [HeaderName; 14] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::HOST,
+    header::CONTENT_LENGTH,
+    header::ACCEPT_ENCODING,
+    header::PROXY_AUTHORIZATION,
+    header::PROXY_AUTHENTICATE,
+    header::EXPECT,
+    header::FORWARDED,
 ];
 
 /// Leaves of `headers` what may travel on. Nobody outside speaks for Aegis, so `x-aegis-*` goes too.
@@ -88,9 +88,7 @@ pub fn end_to_end(headers: &mut HeaderMap) {
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
         .collect();
-    for name in
-        NOT_FORWARDED.into_iter().filter_map(|name| name.parse::<HeaderName>().ok()).chain(named)
-    {
+    for name in NOT_FORWARDED.iter().chain(&named) {
         headers.remove(name);
     }
     let own: Vec<HeaderName> =

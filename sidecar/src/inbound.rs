@@ -15,7 +15,10 @@ use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::Map;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -36,6 +39,8 @@ pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// The longest name of a session; it is in every record of its calls.
 const MAX_SESSION_BYTES: usize = 1_024;
+/// How many callers are attested at once: a burst of connections is no burst of threads.
+static ATTESTING: Semaphore = Semaphore::const_new(2);
 /// The session's header, in the legacy era.
 const SESSION: &str = "mcp-session-id";
 
@@ -72,8 +77,7 @@ pub async fn serve(route: Arc<Route>, listener: TcpListener) {
 async fn connection(route: Arc<Route>, stream: TcpStream, remote: SocketAddr) {
     let _ = stream.set_nodelay(true);
     let Ok(local) = stream.local_addr() else { return };
-    // Once per connection: the kernel's answer cannot change while it is open.
-    let attested = route.shared.attest.tcp(local, remote);
+    let attested = attest(&route, local, remote).await;
     let drain = route.shared.drain.clone();
     let service = {
         let attested = attested.clone();
@@ -99,6 +103,15 @@ async fn connection(route: Arc<Route>, stream: TcpStream, remote: SocketAddr) {
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended early");
     }
+}
+
+/// Asks once per connection who is at the other end: the kernel's answer cannot change while it is
+/// open. Reading it takes milliseconds on a busy machine, which open connections must not wait for.
+async fn attest(route: &Route, local: SocketAddr, remote: SocketAddr) -> Result<Attested, Reason> {
+    let _turn = ATTESTING.acquire().await.map_err(|_| Reason::IdentityMissing)?;
+    let attest = Arc::clone(&route.shared.attest);
+    let asked = tokio::task::spawn_blocking(move || attest.tcp(local, remote)).await;
+    asked.unwrap_or(Err(Reason::IdentityMissing))
 }
 
 /// Answers one request.

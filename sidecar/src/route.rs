@@ -409,18 +409,16 @@ impl Route {
         let mut context = self.context(caller);
         let trace = message.meta().get("traceparent").and_then(|t| t.as_str()).map(str::to_owned);
         context.trace = trace.as_deref().filter(|trace| trace.len() <= 55);
-        // A refused message is still needed: to be held, or to be answered by its id.
-        let copy = message.clone();
-        let decided = self.kernel().decide(context, message).await;
+        let decided = self.kernel().decide_or_return(context, message).await;
         self.shared.metrics.decision_seconds.observe(started.elapsed().as_secs_f64());
         match decided {
             Ok(permit) => {
                 self.count(Verdict::Allow, permit.receipt().decision.reason);
                 Step::Forward(Box::new(permit))
             }
-            Err(refusal) => {
+            Err((refusal, message)) => {
                 self.count(refusal.decision.verdict, refusal.decision.reason);
-                self.refused(copy, refusal, asks)
+                self.refused(message, refusal, asks)
             }
         }
     }

@@ -95,12 +95,12 @@ pub(crate) fn judge(
 ) -> Judgement {
     let state = kernel.state();
     let thresholds = state.thresholds.of(request.context.principal.id.namespace());
-    let (trust, own, trust_as_of) = {
-        let book = kernel.trust.lock();
+    let (trust, critical, trust_as_of) = {
+        let mut book = kernel.trust.lock();
         let principal = request.context.principal;
         (
             book.effective(&principal.id, &principal.delegation),
-            book.trust(&principal.id),
+            book.is_critical(&principal.id, thresholds),
             book.as_of(),
         )
     };
@@ -132,9 +132,7 @@ pub(crate) fn judge(
     };
     let refused = match digest {
         Err(_) => Some(Reason::InexactNumber),
-        Ok(_) => {
-            refused_outright(request, &state, own.is_critical(thresholds), thresholds, &risk, now)
-        }
+        Ok(_) => refused_outright(request, &state, critical, thresholds, &risk, now),
     };
     if let Some(reason) = refused {
         judgement.deny(reason);

@@ -289,9 +289,22 @@ impl Kernel {
         context: Context<'_>,
         message: M,
     ) -> Result<Permit<M>, Refusal> {
+        self.decide_or_return(context, message).await.map_err(|(refusal, _)| refusal)
+    }
+
+    /// As [`Kernel::decide`], for whoever still needs a refused message: to hold it, or to answer it
+    /// by its id. On the way to a permit nothing is copied.
+    ///
+    /// # Errors
+    /// The refusal, and the message that it is about.
+    pub async fn decide_or_return<M: Judged>(
+        &self,
+        context: Context<'_>,
+        message: M,
+    ) -> Result<Permit<M>, (Refusal, M)> {
         match self.decide_on(&context.about(message.action())).await {
             Ok(receipt) => Ok(Permit::new(message, receipt)),
-            Err(refusal) => Err(refusal),
+            Err(refusal) => Err((refusal, message)),
         }
     }
 

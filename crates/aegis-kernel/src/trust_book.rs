@@ -42,12 +42,20 @@ struct Kept {
     agents: BTreeMap<AgentId, Trust>,
 }
 
+/// What decides whether an agent is critical: its posterior, the score and the confidence.
+type Question = (Trust, PerMille, PerMille);
+
+/// How many answers to [`Question`]s are remembered.
+const MAX_ANSWERS: usize = 10_000;
+
 /// Trust per agent, as of a size of the ledger.
 #[derive(Debug, Default)]
 pub struct TrustBook {
     agents: HashMap<AgentId, Trust>,
     thresholds: Thresholds,
     as_of: u64,
+    /// Who is critical, and what that was computed from.
+    critical: HashMap<AgentId, (Question, bool)>,
     /// Entries that were committed while the history before them was still being read.
     waiting: Vec<(u64, Draft)>,
     caught_up: bool,
@@ -184,6 +192,24 @@ impl TrustBook {
         self.agents.get(agent).copied().unwrap_or_default()
     }
 
+    /// Whether an agent must be quarantined. Every decision asks this, and the answer is a sum of up
+    /// to 64 terms: it is computed again only when what it depends on has changed.
+    pub fn is_critical(&mut self, agent: &AgentId, thresholds: &Thresholds) -> bool {
+        let trust = self.trust(agent);
+        let question = (trust, thresholds.critical_score, thresholds.critical_confidence);
+        if let Some((known, answer)) = self.critical.get(agent)
+            && *known == question
+        {
+            return *answer;
+        }
+        let answer = trust.is_critical(thresholds);
+        if self.critical.len() >= MAX_ANSWERS {
+            self.critical.clear();
+        }
+        self.critical.insert(agent.clone(), (question, answer));
+        answer
+    }
+
     /// The trust in an agent that acts for `delegation`: its own, and no more than `ρ` per link of
     /// what each delegator is trusted.
     #[must_use]
@@ -291,6 +317,21 @@ mod tests {
         }
         assert_eq!(whole.trust(&agent("x")), restored.trust(&agent("x")));
         assert_eq!((whole.as_of(), restored.as_of()), (2, 2));
+    }
+
+    #[test]
+    fn who_is_critical_follows_conduct_and_thresholds() {
+        let (mut book, thresholds) = (TrustBook::default(), Thresholds::default());
+        let violation = draft(Kind::Decision, Outcome::Deny, Some("policy_denied"));
+        for index in 0..100 {
+            let answer = book.is_critical(&agent("x"), &thresholds);
+            assert_eq!(answer, book.trust(&agent("x")).is_critical(&thresholds), "after {index}");
+            book.fold(index, &violation);
+        }
+        assert!(book.is_critical(&agent("x"), &thresholds));
+        assert!(!book.is_critical(&agent("y"), &thresholds));
+        let lenient = Thresholds { critical_score: PerMille::clamped(0), ..thresholds };
+        assert!(!book.is_critical(&agent("x"), &lenient));
     }
 
     #[test]
