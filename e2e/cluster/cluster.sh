@@ -25,8 +25,10 @@ NODE_ADDRESS=10.244.0.1
 SERVICE_ADDRESS=10.96.0.1
 DNS_ADDRESS=10.96.0.10
 VOLUMES=8
+# Folders of the machine into which containerd and kubelet write by names of their own; in the cluster they are empty and its own.
+HIDDEN="/run /var/lib /var/log"
 
-say() { printf '%-12s %s\n' "$1" "$2"; }
+say() { printf '%-24s %s\n' "$1" "$2"; }
 die() { echo "e2e/cluster/cluster.sh: $*" >&2; exit 1; }
 
 # within SECONDS WHAT COMMAND…: waits until COMMAND succeeds.
@@ -86,7 +88,9 @@ daemon() {
   local name=$1
   shift
   setsid bash -c 'echo $$ >"$1/cgroup.procs"; echo $$ >"$2"; shift 2; exec "$@"' - \
-    "$(roll)/node" "$STATE/$name.pid" "$@" >"$STATE/logs/$name.log" 2>&1 </dev/null 9>&- &
+    "$(roll)/node" "$STATE/$name.pid" "$@" >"$STATE/logs/$name.log" 2>&1 </dev/null &
+  # Its end is told by `status` and not by bash.
+  disown
 }
 
 # A process's number may belong to somebody else by now; the group tells.
@@ -103,10 +107,15 @@ PARTS="holder forward etcd containerd kube-apiserver kube-controller-manager kub
 
 require() {
   [[ $(id -u) == 0 ]] || die "this needs root: it makes namespaces, mounts and control groups"
-  local target
+  local target folder
   for target in kubernetes containerd coredns; do
     [[ -e $("$SETUP" where "$target")/.complete ]] || die "run \`e2e/setup.sh kubernetes containerd coredns\` first"
   done
+  for folder in $HIDDEN; do
+    [[ $STATE/ != "$folder"/* ]] || die "AEGIS_CLUSTER may not be in $folder, which the cluster does not see; choose another folder"
+  done
+  # The path of a unix socket has 107 characters at most.
+  [[ $STATE == /* && ${#STATE} -le 80 ]] || die "AEGIS_CLUSTER must be an absolute path of at most 80 characters"
   KUBERNETES=$("$SETUP" where kubernetes)
   RUNTIME=$("$SETUP" where containerd)
   DNS=$("$SETUP" where coredns)
@@ -125,8 +134,7 @@ start_namespaces() {
   within 10 "a network namespace" in_other_namespace net
   within 10 "a mount namespace" in_other_namespace mnt
   inside bash -euo pipefail <<SH
-mount -t tmpfs tmpfs /run
-mount -t tmpfs tmpfs /var/log
+for folder in $HIDDEN; do mount -t tmpfs tmpfs \$folder; done
 mount -t tmpfs tmpfs $STATE/kubelet
 mount --make-rshared $STATE/kubelet
 $(show_kernel_values)
@@ -302,7 +310,9 @@ run_inside() {
 
 import_image() {
   local file
-  for file in "$@"; do ctr images import --local "$file" >>"$STATE/logs/images.log"; done
+  for file in "$@"; do
+    ctr images import --local "$file" >>"$STATE/logs/images.log" 2>&1 || die "$file is not imported: $(tail -n 1 "$STATE/logs/images.log")"
+  done
 }
 
 command=${1:-}
