@@ -110,19 +110,49 @@ PY
 answers_inside_as_outside() { "$CLUSTER" exec kubectl get --raw /readyz; }
 is_up_once() { "$CLUSTER" up | grep -q 'is up'; }
 
-charts() {
-  local helm
-  helm=$(e2e/setup.sh where helm)/helm
+# valid CHART: it lints, and its package holds all that it needs.
+valid() {
+  helm lint --strict "charts/$1" --set trustDomain=acme.example
+  helm package "charts/$1" --destination "$SCRATCH/$1"
+}
+# rendered CHART ARGUMENT…: its package with these values, asked of the API server.
+rendered() {
+  local chart=$1
+  shift
+  helm template "$chart" "$SCRATCH/$chart"/*.tgz -n aegis-system "$@" | kubectl apply --server-side --dry-run=server -f -
+}
+
+chart_of_kinds() {
+  valid aegis-crds
+  rendered aegis-crds
+}
+
+chart() {
+  valid aegis
   kubectl create namespace aegis-system
-  for chart in charts/*/; do
-    "$helm" lint --strict "$chart" --set trustDomain=acme.example
-    "$helm" package "$chart" --destination "$SCRATCH"
-  done
-  "$helm" template aegis-crds "$SCRATCH"/aegis-crds-*.tgz | kubectl apply --server-side --dry-run=server -f -
-  "$helm" template aegis "$SCRATCH"/aegis-[0-9]*.tgz -n aegis-system --set trustDomain=acme.example --no-hooks |
-    kubectl apply --server-side --dry-run=server -f -
-  "$helm" template aegis "$SCRATCH"/aegis-[0-9]*.tgz -n aegis-system --set trustDomain=acme.example -f charts/aegis/values-ha.yaml \
-    --set ledger.enabled=true,ledger.postgres.secretName=ledger | kubectl apply --server-side --dry-run=server -f -
+  # Where pods must be restricted, a Deployment whose pods are not gets a warning.
+  kubectl label namespace aegis-system pod-security.kubernetes.io/{enforce,warn}=restricted
+  rendered aegis --set trustDomain=acme.example 2>&1 | tee "$SCRATCH/taken"
+  rendered aegis --set trustDomain=acme.example -f charts/aegis/values-ha.yaml \
+    --set ledger.enabled=true,ledger.postgres.secretName=ledger 2>&1 | tee -a "$SCRATCH/taken"
+  fails grep -i warning "$SCRATCH/taken"
+  fails helm template aegis charts/aegis
+  fails helm template aegis charts/aegis --set trustDomain=acme.example,unknown=1
+}
+
+# The chart's policy alone, without the webhook: as if the operator were down.
+enrolled_pods() {
+  kubectl create namespace shop
+  within 30 kubectl -n shop run before --image=aegis.dev/e2e/pause:1
+  helm template aegis charts/aegis -n aegis-system --set trustDomain=acme.example \
+    --set images.sidecar.repository=proxy --set-string images.sidecar.tag=1 \
+    -s templates/operator/enrolled-pods.yaml | kubectl apply --server-side -f -
+  kubectl label namespace shop aegis.dev/inject=enabled
+  # The API server takes a moment to have compiled it.
+  within 30 fails kubectl -n shop run probe --image=app --dry-run=server
+  e2e/cluster/enrolled_pods.py shop proxy:1
+  fails kubectl -n shop debug before --image=app 2>&1 | grep 'debug container'
+  kubectl -n proof run other --image=app --dry-run=server
 }
 
 leaves_nothing() {
@@ -139,7 +169,7 @@ e2e/setup.sh kubernetes containerd coredns helm
 ID=$(sha256sum <<<"$AEGIS_CLUSTER" | cut -c1-8)
 "$CLUSTER" up
 KUBECONFIG=$("$CLUSTER" kubeconfig)
-PATH=$(e2e/setup.sh where kubernetes):$PATH
+PATH=$(e2e/setup.sh where kubernetes):$(e2e/setup.sh where helm):$PATH
 export KUBECONFIG PATH
 check "images of dynamically linked programs are imported" import_images
 check "objects are taken" kubectl apply -f e2e/cluster/proof.yaml
@@ -154,6 +184,9 @@ check "a ValidatingAdmissionPolicy refuses" refuses_what_a_policy_forbids
 check "a projected token is reviewed for its audience and pod" reviews_tokens
 check "the same kubeconfig works in the cluster's network" answers_inside_as_outside
 check "a second \`up\` changes nothing" is_up_once
-check "the charts are valid for this API server" charts
+# The kinds are generated; a tree without them has no chart of kinds to check.
+[[ ! -d crds ]] || check "the chart aegis-crds is valid for this API server" chart_of_kinds
+check "the chart aegis is valid for this API server" chart
+check "enrolled namespaces take injected pods only" enrolled_pods
 check "\`down\` leaves nothing, and may be repeated" leaves_nothing
 exit "$FAILED"

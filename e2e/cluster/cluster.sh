@@ -127,7 +127,11 @@ filled() {
     -e "s|@NODE_ADDRESS@|$NODE_ADDRESS|g" -e "s|@DNS_ADDRESS@|$DNS_ADDRESS|g" "$HERE/config/$1"
 }
 
-in_other_namespace() { [[ $(readlink "/proc/$(<"$STATE/holder.pid")/ns/$1") != "$(readlink "/proc/self/ns/$1")" ]]; }
+# Whether the holder has started and left this namespace of the machine.
+in_other_namespace() {
+  local theirs
+  theirs=$(readlink "/proc/$(<"$STATE/holder.pid")/ns/$1") && [[ $theirs != "$(readlink "/proc/self/ns/$1")" ]]
+}
 
 start_namespaces() {
   daemon holder unshare --net --mount --propagation slave sleep infinity
