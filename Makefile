@@ -5,10 +5,10 @@ export AEGIS_CACHE ?= $(HOME)/.cache/aegis
 export CARGO_TARGET_DIR ?= $(AEGIS_CACHE)/target
 export PATH := $(AEGIS_CACHE)/bin:$(PATH)
 
-.PHONY: help up test check bench conformance gen fmt clean
+.PHONY: help up test check bench conformance e2e gen fmt clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 up: ## Start Aegis with two real MCP servers, show three calls, stay up until Ctrl-C
 	@./e2e/up.sh
@@ -26,6 +26,10 @@ conformance: ## The MCP suites in both eras, direct and through Aegis, and all o
 	cargo build --quiet -p aegis
 	@AEGIS_BIN=$(CARGO_TARGET_DIR)/debug/aegis ./e2e/conformance.sh
 	AEGIS_CONFORMANCE=1 cargo test --quiet -p aegis-policy --test conformance
+
+e2e: ## A real Kubernetes node: pods, Services, policies and the charts on it; needs root
+	cargo build --quiet -p aegis
+	@AEGIS_BIN=$(CARGO_TARGET_DIR)/debug/aegis ./e2e/cluster/check.sh
 
 gen: ## Write what is generated: reference documentation
 	cargo run --quiet -p aegis -- reference docs/reference

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Installs what the tests, the benchmarks and `make up` need besides a Rust toolchain: other
 # people's MCP servers and clients, Node 24 for them, opa, cargo-nextest, cargo-deny, Postgres; for the
-# benchmarks Envoy and haproxy.
+# benchmarks Envoy and haproxy; and the parts of a Kubernetes node (kubernetes, containerd, coredns, helm).
 #
 #   e2e/setup.sh [TARGET…]       install; without a target: node24 mcp-node mcp-python opa
 #   e2e/setup.sh where TARGET    print the folder or program of an installed target
 #   e2e/setup.sh list            print the targets
 #
-# Everything is pinned: versions here, in e2e/node/package-lock.json and in e2e/python/*.txt. It goes
-# to ${AEGIS_CACHE:-~/.cache/aegis}, keyed by version; nothing is done twice, and two runs at
-# once wait for each other where they install the same. Only `postgres` and `haproxy` touch the system, and only
-# as root.
+# Everything is pinned: versions here, in e2e/node/package-lock.json, in e2e/python/*.txt and in the go.sum
+# of each Go module. It goes to ${AEGIS_CACHE:-~/.cache/aegis}, keyed by version; nothing is done twice, and two
+# runs at once wait for each other where they install the same. Only `postgres`, `haproxy` and `containerd` touch
+# the system (Debian's packages), and only as root.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -21,8 +21,9 @@ BIN=$CACHE/bin
 OPA_VERSION=1.22.2
 NEXTEST_VERSION=0.9.151
 DENY_VERSION=0.20.2
+HELM_VERSION=4.3.1
 
-TARGETS="node24 mcp-node mcp-python opa nextest cargo-deny postgres agent-toolkit envoy haproxy"
+TARGETS="node24 mcp-node mcp-python opa nextest cargo-deny postgres agent-toolkit envoy haproxy kubernetes containerd coredns helm"
 DEFAULTS="node24 mcp-node mcp-python opa"
 
 say() { printf '%-12s %s\n' "$1" "$2"; }
@@ -34,6 +35,12 @@ key() { sha256sum "$1" | cut -c1-12; }
 
 # The folder of a virtual environment, by the name of its list of packages.
 venv_path() { echo "$TOOLS/$1-$(key "$HERE/python/$1.txt")"; }
+
+# The folder of programs that the Go module e2e/$2 builds, keyed by everything that the module says.
+module_path() { echo "$TOOLS/$1-$(cat "$HERE/$2"/go.* $(find "$HERE/$2" -name '*.go' | sort) | sha256sum | cut -c1-12)"; }
+
+# The version of a dependency, as the go.mod of e2e/$1 pins it.
+pinned() { sed 's/^require //' "$HERE/$1/go.mod" | awk -v module="$2" '$1 == module { print $2; exit }'; }
 
 # A folder counts as installed once it holds `.complete`; whatever else is there is a wreck of an interrupted run.
 complete() { [[ -e $1/.complete ]]; }
@@ -49,9 +56,20 @@ fill() {
   say "$target" "installing $what into $folder"
   rm -rf "$folder"
   mkdir -p "$folder"
-  "$@" "$folder" >"$folder.log" 2>&1 || { tail -n 20 "$folder.log" >&2; die "$target: failed; the whole output is in $folder.log"; }
+  (set -e; "$@" "$folder") >"$folder.log" 2>&1 &
+  heartbeat "$target" $! "$folder.log"
+  wait $! || { tail -n 20 "$folder.log" >&2; die "$target: failed; the whole output is in $folder.log"; }
   touch "$folder/.complete"
   say "$target" "$what installed in $((SECONDS - start)) s"
+}
+
+# Says twice a minute that a long installation goes on, and how many lines its output has.
+heartbeat() {
+  local target=$1 pid=$2 log=$3 start=$SECONDS
+  while kill -0 "$pid" 2>/dev/null; do
+    sleep 1
+    (((SECONDS - start) % 30)) || say "$target" "$((SECONDS - start)) s, $(wc -l <"$log") steps done"
+  done
 }
 
 # program TARGET FILE WANTED VERSION_COMMAND -- COMMAND…: runs COMMAND unless VERSION_COMMAND names WANTED.
@@ -161,6 +179,59 @@ install_haproxy() {
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq haproxy >/dev/null
 }
 
+# into_programs MODULE LDFLAGS PACKAGE… FOLDER: static Go programs; `-v` writes one line for each package.
+into_programs() {
+  local module=$1 ldflags=$2
+  shift 2
+  cd "$HERE/$module"
+  CGO_ENABLED=0 go build -v -trimpath -mod=readonly -ldflags "-s -w $ldflags" -o "${!#}/" "${@:1:$#-1}"
+}
+
+into_kubernetes() {
+  local version minor
+  version=$(pinned cluster/node k8s.io/kubernetes)
+  minor=${version#v1.}
+  into_programs cluster/node "-X k8s.io/component-base/version.gitVersion=$version \
+    -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=${minor%.*}" . "$1"
+  ln -s node "$1/kubectl"
+}
+
+install_kubernetes() {
+  need go "install Go 1.26 or newer"
+  fill kubernetes "Kubernetes $(pinned cluster/node k8s.io/kubernetes)" "$(where kubernetes)" into_kubernetes
+}
+
+install_coredns() {
+  need go "install Go 1.26 or newer"
+  fill coredns "CoreDNS $(pinned cluster/dns github.com/coredns/coredns)" "$(where coredns)" into_programs cluster/dns "" .
+}
+
+# What Debian packages and containerd and the cluster script call by name.
+install_containerd() {
+  local -a lacking=()
+  local tool
+  need go "install Go 1.26 or newer"
+  for tool in runc nftables:nft iproute2:ip conntrack openssl; do
+    command -v "${tool#*:}" >/dev/null || lacking+=("${tool%:*}")
+  done
+  if ((${#lacking[@]})); then
+    [[ $(id -u) == 0 ]] || die "containerd: run \`sudo apt-get install -y ${lacking[*]}\`"
+    need apt-get "install ${lacking[*]}"
+    say containerd "installing Debian's packages ${lacking[*]}"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${lacking[@]}" >/dev/null
+  fi
+  fill containerd "containerd $(pinned cluster/runtime github.com/containerd/containerd/v2)" "$(where containerd)" \
+    into_programs cluster/runtime "" ./pause tool
+}
+
+into_helm() { GOBIN="$1" GOFLAGS=-mod=mod CGO_ENABLED=0 go install -v "helm.sh/helm/v4/cmd/helm@v$HELM_VERSION"; }
+
+install_helm() {
+  need go "install Go 1.26 or newer"
+  fill helm "Helm $HELM_VERSION" "$(where helm)" into_helm
+}
+
 where() {
   case $1 in
     node24) venv_path node24 ;;
@@ -175,6 +246,10 @@ where() {
     # Not the wheel's script, which starts the program as a child.
     envoy) find "$(venv_path envoy)" -path '*/_bin/envoy' ;;
     haproxy) command -v haproxy ;;
+    kubernetes) module_path "kubernetes-$(pinned cluster/node k8s.io/kubernetes)" cluster/node ;;
+    containerd) module_path "containerd-$(pinned cluster/runtime github.com/containerd/containerd/v2)" cluster/runtime ;;
+    coredns) module_path "coredns-$(pinned cluster/dns github.com/coredns/coredns)" cluster/dns ;;
+    helm) echo "$TOOLS/helm-$HELM_VERSION" ;;
     *) die "there is no target \`$1\`; there are $TARGETS" ;;
   esac
 }
