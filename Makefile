@@ -23,12 +23,12 @@ bench: ## Measure, side by side with peers, and print method and machine
 	@./bench/run.sh
 
 conformance: ## The MCP suites in both eras, direct and through Aegis, and all of OPA's own cases
-	cargo build --quiet -p aegis
-	@AEGIS_BIN=$(CARGO_TARGET_DIR)/debug/aegis ./e2e/conformance.sh
-	AEGIS_CONFORMANCE=1 cargo test --quiet -p aegis-policy --test conformance
+	cargo build --quiet --workspace --all-targets
+	@AEGIS_BIN=$(CARGO_TARGET_DIR)/debug/aegis MCP_FIXTURE=$(CARGO_TARGET_DIR)/debug/mcp-fixture ./e2e/conformance.sh
+	AEGIS_CONFORMANCE=1 cargo test --quiet --workspace --test conformance
 
 e2e: ## A real Kubernetes node: pods, Services, policies and the charts on it; needs root
-	cargo build --quiet -p aegis
+	cargo build --quiet --workspace --all-targets
 	@AEGIS_BIN=$(CARGO_TARGET_DIR)/debug/aegis ./e2e/cluster/check.sh
 
 gen: ## Write what is generated: reference documentation

@@ -26,6 +26,8 @@ setup() {
   if [[ $(id -u) == 0 ]]; then targets+=(postgres); fi
   ./e2e/setup.sh "${targets[@]}"
 }
+# Every cargo command takes the whole workspace: a part of it would have other features, and build its
+# dependencies once more.
 build() { cargo build --workspace --all-targets; }
 lints() { cargo clippy --workspace --all-targets -- -D warnings; }
 nextest() {
@@ -33,7 +35,7 @@ nextest() {
   cargo nextest run --workspace
 }
 policies() { "$CARGO_TARGET_DIR/debug/aegis" policy test policies; }
-doctests() { cargo test --quiet --doc -p aegis-kernel; }
+doctests() { cargo test --quiet --doc --workspace; }
 # What is generated from the sources is committed as it would be generated now.
 generated() {
   local fresh
@@ -49,7 +51,7 @@ approval() {
 }
 deny() { cargo deny --log-level error check bans licenses sources; }
 # The quick start itself, as its reader runs it: without a terminal, and ended once it has shown all.
-up() { AEGIS_DEMO=once ./e2e/up.sh; }
+up() { AEGIS_BIN="$CARGO_TARGET_DIR/debug/aegis" AEGIS_DEMO=once ./e2e/up.sh; }
 
 phase setup setup
 phase format cargo fmt --all --check

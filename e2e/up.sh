@@ -31,9 +31,11 @@ done
 say "installing what is missing into $AEGIS_CACHE (pinned: opa by go, Node 24 and Python servers by pip, Node servers by npm)"
 ./e2e/setup.sh node24 mcp-node mcp-python opa
 
-say "building aegis (the first time takes some minutes)"
-cargo build --quiet -p aegis
-AEGIS=$CARGO_TARGET_DIR/debug/aegis
+AEGIS=${AEGIS_BIN:-$CARGO_TARGET_DIR/debug/aegis}
+if [[ -z ${AEGIS_BIN:-} ]]; then
+  say "building aegis (the first time takes some minutes)"
+  cargo build --quiet -p aegis
+fi
 
 rm -rf "$SCRATCH"
 mkdir -p -m 700 "$SCRATCH" "$SCRATCH/files" "$SCRATCH/aegis.d"
