@@ -26,8 +26,9 @@ conformance: ## The MCP conformance suites in both eras, direct and through Aegi
 	cargo build --quiet -p aegis
 	@AEGIS_BIN=$(CARGO_TARGET_DIR)/debug/aegis ./e2e/conformance.sh
 
-gen: ## Write what is generated: reference documentation
+gen: ## Write what is generated: reference documentation, CRDs
 	cargo run --quiet -p aegis -- reference docs/reference
+	cargo run --quiet -p xtask -- crds crds
 
 fmt: ## Format the sources
 	cargo fmt --all

@@ -31,10 +31,11 @@ fn level(name: &str) -> u8 {
 
 fn sources() -> Vec<PathBuf> {
     let mut files = Vec::new();
-    let mut folders: Vec<PathBuf> = ["crates", "sidecar", "ca", "ledger", "cli", "e2e", "xtask"]
-        .iter()
-        .map(|folder| root().join(folder))
-        .collect();
+    let mut folders: Vec<PathBuf> =
+        ["crates", "sidecar", "ca", "ledger", "cli", "e2e", "xtask"]
+            .iter()
+            .map(|folder| root().join(folder))
+            .collect();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).unwrap().flatten() {
             let path = entry.path();
@@ -161,6 +162,7 @@ fn paths_that_documents_name_exist() {
                     "sidecar/",
                     "ca/",
                     "ledger/",
+                    "crds/",
                     "cli/",
                     "e2e/",
                     "docs/",
