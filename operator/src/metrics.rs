@@ -47,23 +47,8 @@ impl Metrics {
     /// Never for a fresh registry.
     pub fn register() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
-        let counter = |name: &str, help: &str, labels: &[&str]| {
-            let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(counter.clone()))?;
-            Ok::<_, prometheus::Error>(counter)
-        };
-        let gauge = |name: &str, help: &str, labels: &[&str]| {
-            let gauge = IntGaugeVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok::<_, prometheus::Error>(gauge)
-        };
-        let histogram = |name: &str, help: &str, labels: &[&str]| {
-            let buckets = prometheus::exponential_buckets(0.0005, 2.0, 16)?;
-            let histogram =
-                HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels)?;
-            registry.register(Box::new(histogram.clone()))?;
-            Ok::<_, prometheus::Error>(histogram)
-        };
+        let (counter, gauge, histogram) =
+            (counters(&registry), gauges(&registry), histograms(&registry));
         Ok(Self {
             reconciles: counter(
                 "controller_runtime_reconcile_total",
@@ -118,7 +103,7 @@ impl Metrics {
                 "The serial in force, and how many sidecars are connected",
                 &["what"],
             )?,
-            registry,
+            registry: registry.clone(),
         })
     }
 
@@ -128,5 +113,36 @@ impl Metrics {
         let mut buffer = Vec::new();
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut buffer);
         String::from_utf8(buffer).unwrap_or_default()
+    }
+}
+
+fn counters(
+    registry: &Registry,
+) -> impl Fn(&str, &str, &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+    move |name, help, labels| {
+        let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
+        registry.register(Box::new(counter.clone()))?;
+        Ok(counter)
+    }
+}
+
+fn gauges(
+    registry: &Registry,
+) -> impl Fn(&str, &str, &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+    move |name, help, labels| {
+        let gauge = IntGaugeVec::new(Opts::new(name, help), labels)?;
+        registry.register(Box::new(gauge.clone()))?;
+        Ok(gauge)
+    }
+}
+
+fn histograms(
+    registry: &Registry,
+) -> impl Fn(&str, &str, &[&str]) -> Result<HistogramVec, prometheus::Error> {
+    move |name, help, labels| {
+        let buckets = prometheus::exponential_buckets(0.0005, 2.0, 16)?;
+        let histogram = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels)?;
+        registry.register(Box::new(histogram.clone()))?;
+        Ok(histogram)
     }
 }

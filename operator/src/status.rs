@@ -96,10 +96,14 @@ pub async fn write<K: Kind>(
     api.patch_status(object.name(), &params, &Patch::Apply(patch)).await?;
     let mut before = object.status.clone().unwrap_or_default();
     let before = before.common().condition("Ready").cloned();
-    if let Some(ready) = status.common().condition("Ready")
-        && before.is_none_or(|old| old.reason != ready.reason || old.message != ready.message)
-    {
-        tell(recorder, object, ready).await;
+    if let Some(ready) = status.common().condition("Ready") {
+        // An object that is well from the start is no news, and ten thousand of them a flood.
+        let news = before.map_or(ready.status != ConditionStatus::True, |old| {
+            old.reason != ready.reason || old.message != ready.message
+        });
+        if news {
+            tell(recorder, object, ready).await;
+        }
     }
     Ok(true)
 }

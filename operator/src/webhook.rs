@@ -101,7 +101,6 @@ pub struct Webhooks<C> {
 
 impl<C: Cluster> Webhooks<C> {
     /// The two paths.
-    #[must_use]
     pub fn router(self) -> Router {
         Router::new()
             .route("/inject", post(inject::<C>))
@@ -119,13 +118,10 @@ impl<C: Cluster> Webhooks<C> {
     }
 }
 
-fn read(body: &[u8]) -> Result<Request, Response> {
+fn read(body: &[u8]) -> Result<Request, String> {
     match serde_json::from_slice::<Review>(body) {
         Ok(review) => Ok(review.request),
-        Err(error) => {
-            let message = format!("this is not an AdmissionReview with a request: {error}");
-            Err((StatusCode::BAD_REQUEST, message).into_response())
-        }
+        Err(error) => Err(format!("this is not an AdmissionReview with a request: {error}")),
     }
 }
 
@@ -136,7 +132,7 @@ fn written(request: &Request, answer: &Answer) -> Response {
 async fn inject<C: Cluster>(State(hooks): State<Arc<Webhooks<C>>>, body: Bytes) -> Response {
     let started = Instant::now();
     let response = match read(&body) {
-        Err(refused) => refused,
+        Err(message) => (StatusCode::BAD_REQUEST, message).into_response(),
         Ok(request) => {
             let answer = admission::mutate(&request, &hooks.inject);
             if let Some((result, reason)) = answer.injection {
@@ -168,7 +164,7 @@ fn pod_name(request: &Request) -> &str {
 async fn validate<C: Cluster>(State(hooks): State<Arc<Webhooks<C>>>, body: Bytes) -> Response {
     let started = Instant::now();
     let response = match read(&body) {
-        Err(refused) => refused,
+        Err(message) => (StatusCode::BAD_REQUEST, message).into_response(),
         Ok(request) => {
             let answer = admission::validate(&request, &hooks.user_prefix, &hooks.cluster).await;
             written(&request, &answer)

@@ -16,7 +16,12 @@ pub use client::{Followed, follow};
 pub use verify::{Refused, Verifier, sign};
 
 /// The generated messages and the service.
-#[expect(missing_docs, clippy::allow_attributes_without_reason, reason = "generated code")]
+#[expect(
+    missing_docs,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
 pub mod proto {
     tonic::include_proto!("aegis.distribution.v1");
 }

@@ -3,6 +3,8 @@
 //! The specifications themselves know nothing of Kubernetes; here stand names, short names,
 //! columns and status.
 
+#![expect(clippy::duplicated_attributes, reason = "each printer column names its own type")]
+
 use std::fmt;
 
 use aegis_core::{policy::PolicySpec, thresholds::Thresholds};
