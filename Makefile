@@ -31,8 +31,9 @@ e2e: ## A real Kubernetes node: pods, Services, policies and the charts on it; n
 	cargo build --quiet --workspace --all-targets
 	@AEGIS_BIN=$(CARGO_TARGET_DIR)/debug/aegis ./e2e/cluster/check.sh
 
-gen: ## Write what is generated: reference documentation
+gen: ## Write what is generated: reference documentation, CRDs
 	cargo run --quiet -p aegis -- reference docs/reference
+	cargo run --quiet -p xtask -- crds crds
 
 fmt: ## Format the sources
 	cargo fmt --all

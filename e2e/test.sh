@@ -42,6 +42,8 @@ generated() {
   fresh=$(mktemp -d)
   "$CARGO_TARGET_DIR/debug/aegis" reference "$fresh"
   diff -ru docs/reference "$fresh" || { echo "docs/reference is not what the sources say; run \`make gen\`" >&2; return 1; }
+  "$CARGO_TARGET_DIR/debug/xtask" crds "$fresh/crds"
+  diff -ru crds "$fresh/crds" || { echo "crds is not what the sources say; run \`make gen\`" >&2; return 1; }
   rm -rf "$fresh"
 }
 # A stock client times out, the daemon is killed, the approval arrives, the client retries: once.

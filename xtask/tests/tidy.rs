@@ -22,7 +22,7 @@ fn level(name: &str) -> u8 {
         "aegis-policy" | "aegis-audit" | "aegis-identity" | "aegis-protocol"
         | "aegis-resources" | "aegis-api" => 1,
         "aegis-kernel" => 2,
-        "aegis-sidecar" | "aegis-ca" | "aegis-ledger" => 3,
+        "aegis-sidecar" | "aegis-ca" | "aegis-ledger" | "aegis-operator" => 3,
         "aegis" => 4,
         "aegis-e2e" | "xtask" => 5,
         other => panic!("{other} has no level; add it here and to ARCHITECTURE.md"),
@@ -31,10 +31,11 @@ fn level(name: &str) -> u8 {
 
 fn sources() -> Vec<PathBuf> {
     let mut files = Vec::new();
-    let mut folders: Vec<PathBuf> = ["crates", "sidecar", "ca", "ledger", "cli", "e2e", "xtask"]
-        .iter()
-        .map(|folder| root().join(folder))
-        .collect();
+    let mut folders: Vec<PathBuf> =
+        ["crates", "sidecar", "ca", "ledger", "operator", "cli", "e2e", "xtask"]
+            .iter()
+            .map(|folder| root().join(folder))
+            .collect();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).unwrap().flatten() {
             let path = entry.path();
@@ -161,6 +162,8 @@ fn paths_that_documents_name_exist() {
                     "sidecar/",
                     "ca/",
                     "ledger/",
+                    "operator/",
+                    "crds/",
                     "cli/",
                     "e2e/",
                     "docs/",

@@ -6,7 +6,9 @@ use aegis_ca::{Registration as CaRegistration, Selector};
 use aegis_core::{AgentId, TrustDomain};
 use aegis_kernel::{Registration, Registry, State, Thresholding};
 use aegis_policy::{Policy, PolicyId};
-use aegis_resources::{AgentIdentitySpec, AgentUpstreamSpec, Resource, Resources, load_folder};
+use aegis_resources::{
+    AgentIdentitySpec, AgentUpstreamSpec, Resource, Resources, identity::UnixSelector, load_folder,
+};
 
 /// What a folder says, ready for use.
 #[derive(Clone, Debug, Default)]
@@ -86,7 +88,10 @@ impl Configuration {
             match agent_id(identity, trust_domain) {
                 Ok(id) => {
                     registry.insert(id.clone(), registration(&identity.spec));
-                    self.registrations.push(ca_registration(id, &identity.spec));
+                    // An identity of pods only: no process of this machine is it.
+                    if let Some(unix) = identity.spec.selector.unix.clone() {
+                        self.registrations.push(ca_registration(id, &identity.spec, unix));
+                    }
                 }
                 Err(problem) => self.problems.push(problem),
             }
@@ -134,8 +139,7 @@ fn registration(spec: &AgentIdentitySpec) -> Registration {
     }
 }
 
-fn ca_registration(id: AgentId, spec: &AgentIdentitySpec) -> CaRegistration {
-    let unix = spec.selector.unix.clone().unwrap_or_default();
+fn ca_registration(id: AgentId, spec: &AgentIdentitySpec, unix: UnixSelector) -> CaRegistration {
     let selectors = [
         unix.uid.map(Selector::Uid),
         unix.gid.map(Selector::Gid),
@@ -179,6 +183,15 @@ mod tests {
         assert_eq!(after.registrations, before.registrations);
         assert_eq!(after.state.registry.agents().count(), 1);
         assert_eq!(after.state.thresholds.base.t_min.get(), 990);
+    }
+
+    #[test]
+    fn an_identity_of_pods_matches_no_process() {
+        let pods = IDENTITY.replace("unix: {uid: 1}", "kubernetes: {podLabels: {app: bot}}");
+        let read = read(&[("i.yaml", &pods)]);
+        assert!(read.problems.is_empty(), "{:?}", read.problems);
+        assert!(read.registrations.is_empty());
+        assert_eq!(read.state.registry.agents().count(), 1);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod control;
+pub mod distribution;
 pub mod frame;
 
 pub use client::{Client, ClientError};

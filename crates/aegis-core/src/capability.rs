@@ -52,7 +52,12 @@ impl fmt::Display for Capability {
     }
 }
 
-crate::serde_text!(Capability, "A capability: `action:resource`, matched by segments");
+crate::serde_text!(
+    Capability,
+    "A capability: `action:resource`, matched by segments",
+    "maxLength": 1024,
+    "pattern": r"^(\*|[A-Za-z0-9_.-]+):([^/*]+|\*)(/([^/*]+|\*))*(/\*\*)?$|^(\*|[A-Za-z0-9_.-]+):\*\*$",
+);
 
 impl Capability {
     /// Whether this grants `action` on the resource with these `segments`.

@@ -80,7 +80,12 @@ impl FromStr for Digest {
     }
 }
 
-crate::serde_text!(Digest, "A SHA-256 digest: `sha256:` and 64 lower-case hex digits");
+crate::serde_text!(
+    Digest,
+    "A SHA-256 digest: `sha256:` and 64 lower-case hex digits",
+    "maxLength": 71,
+    "pattern": "^sha256:[0-9a-f]{64}$",
+);
 
 #[cfg(test)]
 mod tests {

@@ -253,10 +253,15 @@ impl fmt::Display for Sponsor {
     }
 }
 
-crate::serde_text!(TrustDomain, "A SPIFFE trust domain");
-crate::serde_text!(SpiffeId, "A SPIFFE ID with a path");
-crate::serde_text!(AgentId, "An agent's SPIFFE ID");
-crate::serde_text!(Sponsor, "The e-mail address of the human who answers for an agent");
+crate::serde_text!(TrustDomain, "A SPIFFE trust domain", "maxLength": 255);
+crate::serde_text!(SpiffeId, "A SPIFFE ID with a path", "maxLength": MAX_SPIFFE_ID_BYTES);
+crate::serde_text!(AgentId, "An agent's SPIFFE ID", "maxLength": MAX_SPIFFE_ID_BYTES);
+crate::serde_text!(
+    Sponsor,
+    "The e-mail address of the human who answers for an agent",
+    "maxLength": MAX_SPONSOR_BYTES,
+    "pattern": r#"^[!#-+\-.-;=?A-~]+@[!#-+\-.-;=?A-~]+$"#,
+);
 
 #[cfg(test)]
 mod tests {

@@ -10,6 +10,10 @@ use serde_json::Value;
 /// The specification of a policy.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [
+    { "rule": "has(self.rego) || (has(self.rules) && size(self.rules) > 0)",
+      "message": "a policy with neither `rules` nor `rego` would do nothing; add one" },
+]))]
 pub struct PolicySpec {
     /// Which agents it applies to. Empty: every agent of its namespace (of the cluster, for a
     /// ClusterAgentPolicy).
@@ -27,7 +31,7 @@ pub struct PolicySpec {
     pub matches: ActionMatch,
     /// Declarative rules.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub rules: Vec<Rule>,
     /// Raw Rego: one module that may define `allow`, `deny`, `require_approval`, `obligations` and
     /// `visible`.
@@ -46,11 +50,11 @@ pub struct PolicySpec {
 pub struct AgentSelector {
     /// Globs over the agent's name or, where one starts with `spiffe://`, over the whole ID.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 512)))]
     pub agents: Vec<String>,
     /// Globs over the agent's namespace; only in a ClusterAgentPolicy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
     pub namespaces: Vec<String>,
 }
 
@@ -88,25 +92,35 @@ pub struct ActionMatch {
     pub protocols: Vec<crate::action::Protocol>,
     /// Upstream names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
     pub servers: Vec<String>,
     /// Protocol methods, such as `tools/call`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 128)))]
     pub methods: Vec<String>,
     /// Tool or prompt names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = 256), inner(length(min = 1, max = 256)))]
     pub tools: Vec<String>,
     /// Resources: URIs and paths; `*` stays within a segment, `**` does not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 1024)))]
     pub paths: Vec<String>,
 }
 
 /// One declarative rule.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [
+    { "rule": "!has(self.rateLimit) || self.effect == 'allow'",
+      "message": "`rateLimit` says how often a rule allows; remove it or make the effect `allow`" },
+    { "rule": "!has(self.approvals) || self.effect == 'require_approval' || (has(self.requireMfa) && self.requireMfa)",
+      "message": "`approvals` counts approvers; it needs the effect `require_approval` or `requireMfa: true`" },
+    { "rule": "self.effect != 'deny' || !has(self.requireMfa) || !self.requireMfa",
+      "message": "`requireMfa` has no meaning in a deny; remove it or use `require_approval`" },
+    { "rule": "self.effect != 'deny' || !has(self.obligations) || size(self.obligations) == 0",
+      "message": "`obligations` say what to do with an allowed message; a deny has none" },
+]))]
 pub struct Rule {
     /// The rule's name, unique in its policy; shown with every decision it determines.
     #[schemars(length(min = 1, max = 63))]
@@ -115,11 +129,11 @@ pub struct Rule {
     pub effect: Effect,
     /// Globs that narrow the policy's own `match.tools`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 256)))]
     pub tools: Vec<String>,
     /// Globs that narrow the policy's own `match.methods`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 128)))]
     pub methods: Vec<String>,
     /// Conditions, all of which must hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -166,6 +180,10 @@ pub enum Effect {
 /// `require_approval` look for any, `allow` demands all (and at least one).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [
+    { "rule": "has(self.argument) != has(self.field)",
+      "message": "a condition looks at either `argument` (a JSON path) or `field` (of the input document); keep exactly one" },
+]))]
 pub struct Condition {
     /// A JSON path into the arguments, such as `$.query`, `$.files[*].path` or `$..path`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -179,6 +197,7 @@ pub struct Condition {
     pub operator: Operator,
     /// What it compares with; absent for `exists` and `absent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
     pub value: Option<Value>,
 }
 

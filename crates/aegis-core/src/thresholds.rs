@@ -37,6 +37,7 @@ pub struct Thresholds {
     #[schemars(range(min = 1, max = 1_000_000))]
     pub evidence_cap: u32,
     /// Above this cost of a task, in micro-dollars, the tier is L3.
+    #[schemars(range(min = 0, max = 1_000_000_000_000_u64))]
     pub cost_limit_micros: u64,
     /// Above this number of files, the tier is L3.
     #[schemars(range(min = 1, max = 100_000))]
@@ -57,10 +58,13 @@ pub struct Thresholds {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Weights {
     /// w_s
+    #[schemars(range(min = 0, max = 1000))]
     pub scope: PerMille,
     /// w_c
+    #[schemars(range(min = 0, max = 1000))]
     pub sensitivity: PerMille,
     /// w_t
+    #[schemars(range(min = 0, max = 1000))]
     pub trust: PerMille,
 }
 
@@ -95,7 +99,60 @@ impl Default for Thresholds {
     }
 }
 
+/// A field by which a namespace would allow more than the whole does, or which is not its to set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loosening {
+    /// The field, as YAML names it.
+    pub field: &'static str,
+    /// What is wrong with it, and what would be right.
+    pub message: String,
+}
+
 impl Thresholds {
+    /// The fields of a namespace's thresholds that `base`, the whole's, does not let it set so.
+    #[must_use]
+    pub fn loosenings(&self, base: &Self) -> Vec<Loosening> {
+        let at_least: [(&'static str, u64, u64); 3] = [
+            ("tMin", self.t_min.get().into(), base.t_min.get().into()),
+            ("approvalsAtL3", self.approvals_at_l3.into(), base.approvals_at_l3.into()),
+            ("criticalScore", self.critical_score.get().into(), base.critical_score.get().into()),
+        ];
+        let at_most: [(&'static str, u64, u64); 7] = [
+            ("tau", self.tau.get().into(), base.tau.get().into()),
+            ("sensitiveAt", self.sensitive_at.get().into(), base.sensitive_at.get().into()),
+            (
+                "criticalConfidence",
+                self.critical_confidence.get().into(),
+                base.critical_confidence.get().into(),
+            ),
+            ("costLimitMicros", self.cost_limit_micros, base.cost_limit_micros),
+            ("fileLimit", self.file_limit.into(), base.file_limit.into()),
+            ("maxStalenessSecs", self.max_staleness_secs.into(), base.max_staleness_secs.into()),
+            ("approvalTtlSecs", self.approval_ttl_secs.into(), base.approval_ttl_secs.into()),
+        ];
+        // No direction of these is stricter, so they are the whole's.
+        let same = [
+            ("weights", self.weights == base.weights),
+            ("alpha", self.alpha == base.alpha),
+            ("rho", self.rho == base.rho),
+            ("evidenceCap", self.evidence_cap == base.evidence_cap),
+        ];
+        let low = at_least.into_iter().filter(|(_, own, base)| own < base).map(|(field, own, base)| {
+            let message = format!("`{field}` is {own}, which loosens the cluster's {base}; it must be at least {base}");
+            Loosening { field, message }
+        });
+        let high = at_most.into_iter().filter(|(_, own, base)| own > base).map(|(field, own, base)| {
+            let message = format!("`{field}` is {own}, which loosens the cluster's {base}; it must be at most {base}");
+            Loosening { field, message }
+        });
+        let other = same.into_iter().filter(|(_, same)| !same).map(|(field, _)| {
+            let message =
+                format!("`{field}` can only be set in a ClusterTrustThreshold; remove it");
+            Loosening { field, message }
+        });
+        low.chain(high).chain(other).collect()
+    }
+
     /// Checks the bounds that the schema states, for values that did not pass a schema.
     ///
     /// # Errors

@@ -87,4 +87,25 @@ mod tests {
         assert_eq!(thresholding.of(Some("shop")).file_limit, 3);
         assert_eq!(thresholding.of(Some("other")).file_limit, 10);
     }
+
+    /// What an author is told to be looser is what does not count, field by field.
+    #[test]
+    fn what_counts_is_what_does_not_loosen() {
+        let base = serde_json::to_value(Thresholds::default()).unwrap();
+        for (field, value) in base.as_object().unwrap() {
+            let Some(number) = value.as_u64() else { continue };
+            for changed in [number - 1, number + 1] {
+                let mut own = base.clone();
+                own[field] = changed.into();
+                let Ok(own) = serde_json::from_value::<Thresholds>(own) else { continue };
+                let mut thresholding = Thresholding::default();
+                thresholding.tighten("shop", &own);
+                let counts = *thresholding.of(Some("shop")) == own;
+                let told: Vec<_> =
+                    own.loosenings(&Thresholds::default()).into_iter().map(|l| l.field).collect();
+                assert_eq!(counts, told.is_empty(), "{field} = {changed}: {told:?}");
+                assert!(told.is_empty() || told == [field.as_str()], "{field}: {told:?}");
+            }
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! `AgentIdentity`: who an agent is, who answers for it, and what it may ever do.
 
+use std::collections::BTreeMap;
+
 use aegis_core::{Digest, Sponsor, capability::Capability};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,7 +14,7 @@ pub struct AgentIdentitySpec {
     pub sponsor: Sponsor,
     /// The service account in the SPIFFE ID. Default `default`.
     #[serde(default = "default_service_account")]
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub service_account: String,
     /// How a process proves that it is this agent.
     pub selector: IdentitySelector,
@@ -30,15 +32,49 @@ pub struct AgentIdentitySpec {
 /// identities that match, the one with more selectors wins, and a tie is refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [
+    { "rule": "has(self.unix) || has(self.kubernetes)",
+      "message": "an empty selector would match everything; add `kubernetes` (pods) or `unix` (processes of one machine)" },
+]))]
 pub struct IdentitySelector {
     /// On one machine: what the kernel says of the process at the other end of a local socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unix: Option<UnixSelector>,
+    /// In a cluster: which pods of the namespace it is, among those of `serviceAccount`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<KubernetesSelector>,
+}
+
+/// Which pods are an agent: those of its service account that carry these labels.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KubernetesSelector {
+    /// Labels that a pod must carry, each with this value. Empty: every pod of the service account.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "pod_labels")]
+    pub pod_labels: BTreeMap<String, String>,
+}
+
+/// At most 16 labels, with values as Kubernetes has them.
+fn pod_labels(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "maxProperties": 16,
+        "additionalProperties": { "type": "string", "maxLength": 63 },
+    })
 }
 
 /// What the kernel says of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [
+    { "rule": "has(self.uid) || has(self.gid) || has(self.executable) || has(self.executableDigest) || has(self.launcher)",
+      "message": "an empty `unix` selector would match every process; add at least a `uid`" },
+    { "rule": "!has(self.executable) || self.executable.startsWith('/')",
+      "message": "`executable` must be an absolute path" },
+    { "rule": "!has(self.launcher) || self.launcher.startsWith('/')",
+      "message": "`launcher` must be an absolute path" },
+]))]
 pub struct UnixSelector {
     /// Its user id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -80,7 +116,10 @@ impl AgentIdentitySpec {
             ));
         }
         let Some(unix) = &self.selector.unix else {
-            return Err("`spec.selector` is empty and would match every process; add `unix` with at least a `uid`".into());
+            return match &self.selector.kubernetes {
+                Some(_) => Ok(()),
+                None => Err("`spec.selector` is empty and would match every process; add `unix` with at least a `uid`, or `kubernetes`".into()),
+            };
         };
         if *unix == UnixSelector::default() {
             return Err(

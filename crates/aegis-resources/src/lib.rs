@@ -3,9 +3,15 @@
 //!
 //! Strict: an unknown kind, field or value is an error with its file and line; nothing is ignored.
 
+pub mod approval;
+#[cfg(feature = "kube")]
+pub mod crd;
 pub mod folder;
 pub mod identity;
+#[cfg(feature = "kube")]
+pub mod kinds;
 pub mod resource;
+pub mod status;
 pub mod upstream;
 
 pub use folder::{LoadError, load_folder, parse_documents};

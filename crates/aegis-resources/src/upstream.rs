@@ -9,13 +9,21 @@ use serde::{Deserialize, Serialize};
 /// The specification of an AgentUpstream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [
+    { "rule": "has(self.url) != has(self.command)",
+      "message": "an upstream is reached either by `url` or by `command`; keep exactly one" },
+    { "rule": "!has(self.credential) || has(self.url)",
+      "message": "`credential` needs `url`; give a command its secrets by `command.env`" },
+    { "rule": "!has(self.roots) || (has(self.url) && self.url.startsWith('https://'))",
+      "message": "`roots` needs an https:// `url`" },
+]))]
 pub struct AgentUpstreamSpec {
     /// What it speaks.
     #[serde(default)]
     pub protocol: UpstreamProtocol,
     /// An HTTP or HTTPS endpoint, such as `https://tools.example/mcp`. Either this or `command`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 2048))]
+    #[schemars(length(max = 2048), regex(pattern = r"^https?://[^\s@]+$"))]
     pub url: Option<String>,
     /// A command that speaks MCP on its standard streams. Either this or `url`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -23,11 +31,15 @@ pub struct AgentUpstreamSpec {
     /// Where Aegis listens for it, such as `127.0.0.1:7101`. Default: a free loopback port, which
     /// `aegis status` shows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
+    #[schemars(
+        with = "Option<String>",
+        length(max = 64),
+        regex(pattern = r"^(127\.[0-9.]+|\[::1\]):[0-9]{1,5}$")
+    )]
     pub listen: Option<SocketAddr>,
     /// For HTTPS: a PEM file with the roots to trust instead of the public ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
+    #[schemars(with = "Option<String>", length(min = 1, max = 4096))]
     pub roots: Option<PathBuf>,
     /// A credential that Aegis adds to each request and the agent never sees.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -44,7 +56,7 @@ pub struct AgentUpstreamSpec {
     pub deny_form: DenyForm,
     /// Values of `Origin` that may call, besides none. For browsers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32))]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 512)))]
     pub allowed_origins: Vec<String>,
     /// What a server may ask of its client (`sampling/createMessage`, `elicitation/create`,
     /// `roots/list`) still needs a policy; this is how large and slow messages may be.
@@ -70,15 +82,24 @@ pub struct UpstreamCommand {
     pub program: String,
     /// Its arguments.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = 256), inner(length(max = 4096)))]
     pub args: Vec<String>,
     /// Variables added to its environment.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "environment")]
     pub env: BTreeMap<String, String>,
     /// Its working directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
+    #[schemars(with = "Option<String>", length(min = 1, max = 4096))]
     pub directory: Option<PathBuf>,
+}
+
+fn environment(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "maxProperties": 128,
+        "additionalProperties": { "type": "string", "maxLength": 32_768 },
+    })
 }
 
 /// A credential that Aegis adds.
@@ -94,7 +115,7 @@ pub struct Credential {
     #[schemars(length(max = 64))]
     pub prefix: String,
     /// The file that holds the secret; read anew when it changes.
-    #[schemars(with = "String")]
+    #[schemars(with = "String", length(min = 1, max = 4096))]
     pub file: PathBuf,
 }
 
@@ -125,7 +146,16 @@ pub struct ToolPins {
     pub unknown: UnknownTool,
     /// Pins known beforehand, by tool.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "pins")]
     pub digests: BTreeMap<String, Digest>,
+}
+
+fn pins(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "maxProperties": 1024,
+        "additionalProperties": generator.subschema_for::<Digest>(),
+    })
 }
 
 impl Default for ToolPins {

@@ -1,0 +1,101 @@
+//! What the operator tells sidecars: the state to enforce, signed, with a serial and an expiry.
+//!
+//! A sidecar takes a state only if the operator signed it, it has not expired and it is newer than
+//! the one in force: an old state cannot be played back to bring an old policy or a released agent
+//! back. A confirmation says that the state in force is still the newest; without one, the state
+//! grows old, and sensitive actions are denied once it is too old.
+
+mod client;
+mod verify;
+
+use aegis_core::{AgentId, Sponsor, Timestamp, capability::Capability, thresholds::Thresholds};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+pub use client::{Followed, follow};
+pub use verify::{Refused, Verifier, sign};
+
+/// The generated messages and the service.
+#[expect(
+    missing_docs,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
+pub mod proto {
+    tonic::include_proto!("aegis.distribution.v1");
+}
+
+/// The largest statement. Bytes.
+pub const MAX_STATEMENT_BYTES: usize = 64 << 20;
+
+/// What is signed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Statement {
+    /// This is to be enforced from now on.
+    State(Box<Distributed>),
+    /// This is still the newest state.
+    Confirmation(Confirmation),
+}
+
+/// The state to enforce.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Distributed {
+    /// Larger than that of every state before.
+    pub serial: u64,
+    /// When it was signed.
+    pub issued_at: Timestamp,
+    /// From when on it counts no more.
+    pub expires_at: Timestamp,
+    /// The compiled policies, as `aegis-policy` has them.
+    pub policies: Box<RawValue>,
+    /// The cluster's thresholds.
+    pub thresholds: Thresholds,
+    /// What namespaces tighten.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tightened: Vec<Tightened>,
+    /// The agents that are registered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub agents: Vec<Registered>,
+    /// Whose identity is revoked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub revoked: Vec<AgentId>,
+    /// Who is quarantined.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quarantined: Vec<AgentId>,
+}
+
+/// The thresholds of one namespace, over the cluster's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tightened {
+    /// The namespace.
+    pub namespace: String,
+    /// All of them.
+    pub thresholds: Thresholds,
+}
+
+/// An agent that is registered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registered {
+    /// Who.
+    pub id: AgentId,
+    /// Who answers for it.
+    pub sponsor: Sponsor,
+    /// What it may ever do; empty means whatever policies allow.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<Capability>,
+}
+
+/// That a state is still the newest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Confirmation {
+    /// The serial of the state.
+    pub serial: u64,
+    /// When this was said.
+    pub issued_at: Timestamp,
+    /// From when on it counts no more.
+    pub expires_at: Timestamp,
+}

@@ -1,0 +1,47 @@
+//! The nftables rules of a pod: one table for both IP versions, put in force as a whole.
+//!
+//! Everything that the application sends over TCP goes to the sidecar, everything that comes in too;
+//! only the sidecar's own user is left alone. On loopback, ports that are declared as MCP or A2A are
+//! redirected as well. QUIC is dropped, so that clients take TCP, which the sidecar can read.
+
+use std::fmt::Write as _;
+
+use super::{Declared, InjectConfig};
+
+/// The rules, as `nft` takes them in one transaction. Running them again changes nothing.
+#[must_use]
+pub fn ruleset(config: &InjectConfig, declared: &Declared) -> String {
+    let InjectConfig { uid, outbound_port, inbound_port, health_port, .. } = config;
+    let ports: Vec<String> = declared.mcp.union(&declared.a2a).map(ToString::to_string).collect();
+    let mut loopback = String::new();
+    if !ports.is_empty() {
+        let _ = write!(
+            loopback,
+            "\n    oifname \"lo\" tcp dport {{ {} }} redirect to :{outbound_port}",
+            ports.join(", ")
+        );
+    }
+    // Adding a table that is there does nothing, so deleting it afterwards never fails.
+    format!(
+        "add table inet aegis
+delete table inet aegis
+table inet aegis {{
+  chain outbound {{
+    type nat hook output priority -100; policy accept;
+    meta skuid {uid} return{loopback}
+    oifname \"lo\" return
+    meta l4proto tcp redirect to :{outbound_port}
+  }}
+  chain inbound {{
+    type nat hook prerouting priority -100; policy accept;
+    tcp dport {health_port} return
+    meta l4proto tcp redirect to :{inbound_port}
+  }}
+  chain quic {{
+    type filter hook output priority 0; policy accept;
+    meta skuid != {uid} oifname != \"lo\" udp dport 443 drop
+  }}
+}}
+"
+    )
+}

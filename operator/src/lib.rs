@@ -1,0 +1,23 @@
+//! The operator: Aegis' resources in a Kubernetes cluster.
+//!
+//! It compiles policies, says in each object's status how it stands, refuses what a schema cannot
+//! refuse, puts a sidecar into pods of enrolled namespaces, and hands sidecars what they enforce.
+//! It removes no protection on its own: what is broken keeps its last good version.
+
+pub mod admission;
+pub mod book;
+pub mod certificate;
+pub mod clock;
+pub mod cluster;
+pub mod controller;
+pub mod distribution;
+pub mod health;
+pub mod inject;
+pub mod keeper;
+pub mod lease;
+pub mod metrics;
+pub mod object;
+pub mod reconcile;
+pub mod run;
+pub mod status;
+pub mod webhook;

@@ -1,0 +1,11 @@
+//! What each kind comes to.
+
+mod identity;
+mod policy;
+mod threshold;
+mod upstream;
+
+pub use identity::Identities;
+pub use policy::{Policies, PolicyObject};
+pub use threshold::{ClusterThresholds, NamespaceThresholds, counting, tightened};
+pub use upstream::Upstreams;

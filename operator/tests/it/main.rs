@@ -1,0 +1,11 @@
+//! The operator from outside.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "what sets a test up may end it; the exemption of tests does not reach these functions"
+)]
+
+mod authority;
+mod distribution;
+mod inject;
