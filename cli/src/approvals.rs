@@ -13,7 +13,7 @@ use crate::{
 /// See what waits for a human, and answer
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  aegis approvals list\n  aegis approvals approve 0198 --comment 'agreed with ada'"
+    after_help = "Example:\n  aegis approvals list\n  aegis approvals approve 9s01zq5rj7 --comment 'agreed with ada'"
 )]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -30,7 +30,7 @@ enum Command {
         pending: bool,
     },
     /// Show one approval with its arguments (redacted) and answers
-    #[command(after_help = "Example:\n  aegis approvals show 01981c3e-6f5a-7c10-9d3a-5b0c6f1c2d3e")]
+    #[command(after_help = "Example:\n  aegis approvals show 9s01zq5rj7")]
     Show {
         /// Its id
         id: String,

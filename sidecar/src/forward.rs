@@ -88,7 +88,7 @@ pub fn end_to_end(headers: &mut HeaderMap) {
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
         .collect();
-    for name in NOT_FORWARDED.iter().chain(&named) {
+    for name in NOT_FORWARDED.iter().chain(named.iter().filter(|name| !is_judged(name))) {
         headers.remove(name);
     }
     let own: Vec<HeaderName> =
@@ -96,6 +96,12 @@ pub fn end_to_end(headers: &mut HeaderMap) {
     for name in own {
         headers.remove(name);
     }
+}
+
+/// Whether the message was judged by this header too: no client takes it away afterwards by naming
+/// it in `Connection`.
+fn is_judged(name: &HeaderName) -> bool {
+    name == header::CONTENT_TYPE || name.as_str().starts_with("mcp-")
 }
 
 impl Target {
@@ -168,6 +174,10 @@ impl Target {
     ) -> Result<Response<Incoming>, Reason> {
         end_to_end(&mut headers);
         headers.insert(header::HOST, self.host.clone());
+        if method == Method::POST {
+            // As it was read, whatever the client called it.
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
         if let Some(credential) = &self.credential {
             headers.insert(credential.header.clone(), credential.value()?);
         }

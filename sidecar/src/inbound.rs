@@ -26,7 +26,7 @@ use crate::{
     exchange::Exchange,
     forward::{self, Peer},
     listing, oauth,
-    relay::{content_type, failed, relay},
+    relay::{failed, relay},
     respond,
     route::{self, Asks, Caller, Governed, Held, Route, Step},
     stream,
@@ -249,8 +249,7 @@ async fn post(
 
 /// Reads a whole body; never judges a part of one.
 async fn read(route: &Route, headers: &HeaderMap, body: Incoming) -> Result<Bytes, Reason> {
-    let json = content_type(headers) == "application/json";
-    if !json || headers.contains_key(header::CONTENT_ENCODING) {
+    if !is_json(headers) || headers.contains_key(header::CONTENT_ENCODING) {
         return Err(Reason::MalformedMessage);
     }
     let limits = &route.spec.limits;
@@ -264,6 +263,18 @@ async fn read(route: &Route, headers: &HeaderMap, body: Incoming) -> Result<Byte
         }
         Ok(Err(_)) => Err(Reason::MalformedMessage),
     }
+}
+
+/// Whether the body claims to be JSON in UTF-8, once. Another charset would let a server read other
+/// characters than were judged, so it is refused, and never forwarded ([`crate::forward`]).
+fn is_json(headers: &HeaderMap) -> bool {
+    let mut claims = headers.get_all(header::CONTENT_TYPE).iter();
+    let (Some(claim), None) = (claims.next(), claims.next()) else { return false };
+    let Ok(claim) = claim.to_str() else { return false };
+    let claim = claim.to_ascii_lowercase();
+    let mut parts = claim.split(';').map(str::trim);
+    parts.next() == Some("application/json")
+        && parts.all(|part| matches!(part, "" | "charset=utf-8" | "charset=\"utf-8\""))
 }
 
 /// Forwards a permitted message and releases its answer.

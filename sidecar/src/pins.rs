@@ -4,7 +4,7 @@
 //! quarantined: hidden from lists and not callable, until a human pins the new one. Pins are in the
 //! ledger, so they outlive the process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aegis_audit::entry::{Draft, Entry, Kind, Outcome};
 use aegis_core::{Digest, Timestamp};
@@ -19,8 +19,11 @@ const MAX_TOOLS: usize = 10_000;
 /// The pins of one server.
 #[derive(Debug)]
 pub struct Pins {
+    namespace: String,
     server: String,
     unknown: UnknownTool,
+    /// The tools whose digest stands in the configuration: that wins over what the ledger says.
+    configured: BTreeSet<String>,
     tools: Mutex<BTreeMap<String, Pinned>>,
 }
 
@@ -66,19 +69,29 @@ impl Pinned {
 impl Pins {
     /// The pins that configuration names; the ledger adds to them by [`Pins::replay`].
     #[must_use]
-    pub fn new(server: &str, spec: &ToolPins) -> Self {
+    pub fn new(namespace: &str, server: &str, spec: &ToolPins) -> Self {
         let pinned = |digest: &Digest| Pinned { pinned: Some(*digest), ..Pinned::default() };
         let tools = spec.digests.iter().map(|(tool, digest)| (tool.clone(), pinned(digest)));
-        Self { server: server.into(), unknown: spec.unknown, tools: Mutex::new(tools.collect()) }
+        Self {
+            namespace: namespace.into(),
+            server: server.into(),
+            unknown: spec.unknown,
+            configured: spec.digests.keys().cloned().collect(),
+            tools: Mutex::new(tools.collect()),
+        }
     }
 
     /// Replays an entry of the ledger.
     pub fn replay(&self, entry: &Entry) {
-        let of_this = entry.action_text("server") == Some(self.server.as_str());
+        // Another namespace's server of that name is another server, and its pins say nothing here.
+        let of_this = entry.action_text("server") == Some(self.server.as_str())
+            && entry.action_text("namespace") == Some(self.namespace.as_str());
         let (Kind::ToolPinned, true) = (entry.kind, of_this) else { return };
         let tool = entry.action_text("tool");
         let pin = entry.action_text("tool_pin").and_then(|pin| pin.parse().ok());
-        if let (Some(tool), Some(pin)) = (tool, pin) {
+        if let (Some(tool), Some(pin)) = (tool, pin)
+            && !self.configured.contains(tool)
+        {
             self.tools.lock().entry(tool.into()).or_default().pinned = Some(pin);
         }
     }
@@ -174,6 +187,7 @@ impl Pins {
         let mut text = |name: &str, value: &str| {
             draft.action.insert(name.into(), Value::String(value.into()));
         };
+        text("namespace", &self.namespace);
         text("server", &self.server);
         text("tool", tool);
         text("tool_pin", &pin.to_string());
@@ -195,11 +209,11 @@ mod tests {
 
     #[test]
     fn a_changed_definition_is_quarantined_until_agreed() {
-        let pins = Pins::new("calc", &ToolPins::default());
+        let pins = Pins::new("default", "calc", &ToolPins::default());
         assert_eq!(pins.find("add"), Known::Absent);
         pins.put("add", tool("adds").pin);
         assert_eq!(pins.find("add"), Known::Absent, "an old agreement is no sight of the tool");
-        let pins = Pins::new("calc", &ToolPins::default());
+        let pins = Pins::new("default", "calc", &ToolPins::default());
         let (named, entry) = pins.note(&tool("adds"), NOW);
         assert!(named);
         assert_eq!(entry.unwrap().kind, Kind::ToolPinned);
@@ -219,10 +233,36 @@ mod tests {
         assert!(matches!(pins.find("add"), Known::Pinned(..)));
     }
 
+    /// The entry that a draft becomes.
+    fn entry(draft: &Draft) -> Entry {
+        let bytes = draft.render("test").unwrap().finish(1, Digest::of(b""));
+        Entry::parse(&bytes).unwrap()
+    }
+
+    #[test]
+    fn a_pin_is_of_one_server_in_one_namespace_and_never_over_the_configured_one() {
+        let foreign = Pins::new("evil", "calc", &ToolPins::default());
+        let pinned = entry(&foreign.note(&tool("adds; reads keys"), NOW).1.unwrap());
+        let spec = ToolPins { unknown: UnknownTool::Quarantine, ..ToolPins::default() };
+        let pins = Pins::new("default", "calc", &spec);
+        pins.replay(&pinned);
+        assert_eq!(pins.pin("add"), None, "another namespace's server is another server");
+
+        let own = Pins::new("default", "calc", &ToolPins::default());
+        let recorded = entry(&own.note(&tool("adds; reads keys"), NOW).1.unwrap());
+        let digests = [("add".to_owned(), tool("adds").pin)].into_iter().collect();
+        let pins = Pins::new("default", "calc", &ToolPins { digests, ..ToolPins::default() });
+        pins.replay(&recorded);
+        assert_eq!(pins.pin("add"), Some(tool("adds").pin), "the configured digest wins");
+        let pins = Pins::new("default", "calc", &ToolPins::default());
+        pins.replay(&recorded);
+        assert_eq!(pins.pin("add"), Some(tool("adds; reads keys").pin));
+    }
+
     #[test]
     fn unknown_tools_can_be_quarantined_from_the_start() {
         let spec = ToolPins { unknown: UnknownTool::Quarantine, ..ToolPins::default() };
-        let pins = Pins::new("calc", &spec);
+        let pins = Pins::new("default", "calc", &spec);
         assert!(!pins.note(&tool("adds"), NOW).0);
         assert_eq!(pins.find("add"), Known::Quarantined);
     }

@@ -215,7 +215,7 @@ impl Route {
             None => None,
         };
         Ok(Self {
-            pins: Pins::new(name, &spec.tool_pins),
+            pins: Pins::new(namespace, name, &spec.tool_pins),
             shared,
             name: name.into(),
             namespace: namespace.into(),

@@ -135,7 +135,10 @@ fn show(report: &Report, kept: Option<&Path>) -> Text {
     text.field("checkpoint", format!("signed, covers {} entries", report.signed));
     match kept {
         Some(path) => text.field("kept", format!("contains all that {} covers", path.display())),
-        None => text.field("kept", "no earlier checkpoint was given to compare with"),
+        None => text.toned(
+            Tone::Warn,
+            "note: that none are missing at the end is not shown; give --checkpoint a kept one",
+        ),
     }
     for (source, entries) in &report.sources {
         text.field("source", format!("{source}: {entries} entries"));

@@ -73,11 +73,16 @@ pub(super) fn now() -> Timestamp {
 impl Attest for LocalAttest {
     fn tcp(&self, local: SocketAddr, remote: SocketAddr) -> Result<Attested, Reason> {
         // The remote end's own socket: its local address is our remote one.
-        let inode = socket_inode(remote, local).ok_or(Reason::IdentityMissing)?;
+        let (inode, maker) = socket_of(remote, local).ok_or(Reason::IdentityMissing)?;
         let holders = holders_of(inode);
         let mut found: Option<AgentId> = None;
         for pid in holders {
             let peer = Peer::of_process(pid).map_err(|_| Reason::IdentityMissing)?;
+            // A socket can be handed on to another user's program, which then speaks for nobody. One
+            // that runs with somebody else's rights is not its user either.
+            if peer.uid() != maker || !has_one_user(pid, maker) {
+                return Err(Reason::IdentityMissing);
+            }
             let id = self.process(&peer)?;
             // A socket shared by two agents speaks for neither.
             if found.as_ref().is_some_and(|other| *other != id) {
@@ -86,7 +91,7 @@ impl Attest for LocalAttest {
             found = Some(id);
         }
         // Whether it still holds the connection: otherwise its id may be somebody else's by now.
-        if socket_inode(remote, local) != Some(inode) {
+        if socket_of(remote, local) != Some((inode, maker)) {
             return Err(Reason::IdentityMissing);
         }
         found.map(attested).ok_or(Reason::IdentityMissing)
@@ -101,8 +106,16 @@ impl Attest for LocalAttest {
     }
 }
 
-/// The inode of the established socket with these ends (proc(5), /proc/net/tcp).
-fn socket_inode(local: SocketAddr, remote: SocketAddr) -> Option<u64> {
+/// Whether real, effective and saved user of a process are all `uid` (proc_pid_status(5)).
+fn has_one_user(pid: i32, uid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    line.is_some_and(|line| line.split_ascii_whitespace().all(|one| one.parse() == Ok(uid)))
+}
+
+/// The inode of the established socket with these ends, and the user who made it (proc(5),
+/// /proc/net/tcp).
+fn socket_of(local: SocketAddr, remote: SocketAddr) -> Option<(u64, u32)> {
     let file = if local.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
     let wanted = (encoded(local), encoded(remote));
     let table = fs::read_to_string(file).ok()?;
@@ -110,11 +123,11 @@ fn socket_inode(local: SocketAddr, remote: SocketAddr) -> Option<u64> {
         let mut fields = line.split_ascii_whitespace().skip(1);
         let ends = (fields.next()?, fields.next()?);
         let established = fields.next()? == "01";
-        let inode = fields.nth(5)?;
+        let (uid, inode) = (fields.nth(3)?, fields.nth(1)?);
         (established && ends == (wanted.0.as_str(), wanted.1.as_str()))
-            .then(|| inode.parse().ok())
+            .then(|| Some((inode.parse().ok()?, uid.parse().ok()?)))
             .flatten()
-            .filter(|inode| *inode != 0)
+            .filter(|(inode, _)| *inode != 0)
     })
 }
 
@@ -158,7 +171,11 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (server, remote) = listener.accept().unwrap();
-        let inode = socket_inode(remote, server.local_addr().unwrap()).unwrap();
+        let (inode, maker) = socket_of(remote, server.local_addr().unwrap()).unwrap();
+        let own = nix::unistd::getuid().as_raw();
+        assert_eq!(maker, own);
+        assert!(has_one_user(std::process::id().cast_signed(), own));
+        assert!(!has_one_user(std::process::id().cast_signed(), own + 1));
         assert_eq!(holders_of(inode), [i32::try_from(std::process::id()).unwrap()]);
         drop(client);
     }

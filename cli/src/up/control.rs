@@ -40,7 +40,7 @@ mod wrap;
 pub(super) use people::read_totp;
 pub(super) use wrap::wrap_line;
 
-use people::{advisory, approver, by_hand, factor, for_operators, refuse_agents};
+use people::{advisory, approver, by_hand, factor, for_operators, refuse_agents, want_code};
 
 /// Who asks: what the kernel of this machine says of the other end.
 #[derive(Clone, Debug)]
@@ -329,6 +329,9 @@ async fn vote(
 ) -> Answer<ApprovalView> {
     find(&daemon, &id)?;
     refuse_agents(&daemon, &asker)?;
+    if request.approve {
+        want_code(&daemon, request.totp.as_deref())?;
+    }
     let factor = factor(&daemon, &asker, request.totp.as_deref())?;
     let (approver, at) = (approver(&asker)?, now());
     let vote = Vote { approver, approve: request.approve, factor, comment: request.comment, at };

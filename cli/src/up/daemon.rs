@@ -48,6 +48,9 @@ pub(super) struct Listening {
     pub(super) address: Option<SocketAddr>,
 }
 
+/// The most servers, so that callers who make names up do not fill the memory.
+const MAX_ROUTES: usize = 1_024;
+
 /// Everything of the process.
 pub(super) struct Daemon {
     pub(super) config: PathBuf,
@@ -349,6 +352,16 @@ impl Daemon {
             );
             return Ok(Arc::clone(&listening.route));
         }
+        for part in [namespace, name] {
+            anyhow::ensure!(
+                aegis_resources::is_label(part),
+                "`{part}` cannot name a server or a namespace; use lower-case letters, digits and `-`, at most 63"
+            );
+        }
+        anyhow::ensure!(
+            self.routes.lock().len() < MAX_ROUTES,
+            "there are {MAX_ROUTES} servers already; restart Aegis to forget those that are not configured"
+        );
         let spec = AgentUpstreamSpec {
             protocol: Default::default(),
             url: None,
@@ -415,7 +428,12 @@ impl Daemon {
             }
             seen = current;
             match self.reload().await {
-                Ok(()) => tracing::info!("configuration reloaded"),
+                Ok(()) => {
+                    tracing::info!("configuration reloaded");
+                    for problem in self.problems.lock().iter() {
+                        tracing::warn!("{problem}");
+                    }
+                }
                 Err(error) => {
                     tracing::error!("the configuration could not be reloaded: {error:#}");
                     self.problems.lock().push(format!("{error:#}"));

@@ -81,6 +81,8 @@ fn conditions(filter: &Filter, postgres: bool) -> Conditions {
     let text = |value: &Option<String>| value.clone().map(Value::Text);
     let time = |value: Option<Timestamp>| value.map(|time| Value::Number(micros(time)));
     let mut all = Conditions::default();
+    // A row that the head does not cover was never committed by a writer: somebody else put it there.
+    all.also("e.idx >= 0 AND e.idx < (SELECT size FROM audit_head WHERE id = 1)");
     all.add("e.agent_id =", text(&filter.agent), "");
     all.add("e.kind =", filter.kind.map(|kind| Value::Text(kind.to_string())), "");
     all.add("e.result =", filter.result.map(|result| Value::Text(result.to_string())), "");

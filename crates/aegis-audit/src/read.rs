@@ -192,6 +192,14 @@ impl Reader {
         Ok(Head { size: unsigned(size), root: self.hash(&root)? })
     }
 
+    /// The index of a row that the head does not cover, if there is one: no writer put it there.
+    pub(crate) async fn uncovered(&self) -> Result<Option<i64>, StoreError> {
+        let sql = "SELECT idx FROM audit_entries \
+                   WHERE idx < 0 OR idx >= (SELECT size FROM audit_head WHERE id = 1) LIMIT 1";
+        on!(&self.pool, pool => sqlx::query_scalar(sql).fetch_optional(pool).await)
+            .map_err(|e| self.failed(&e))
+    }
+
     /// The log's verifier key, as the database names it. Whoever could alter the database could
     /// alter this too: a verifier should be given the key from elsewhere.
     ///

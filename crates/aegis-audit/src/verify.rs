@@ -54,6 +54,14 @@ pub enum VerifyError {
         /// Its index.
         index: u64,
     },
+    /// A row that the tree does not cover.
+    #[error("row {index} is outside the log's {size} entries: no writer of the log put it there")]
+    Uncovered {
+        /// Its index.
+        index: i64,
+        /// How many entries there are.
+        size: u64,
+    },
     /// Entries are missing at the end.
     #[error("the log was truncated: it has {size} entries and {whence} covers {known}")]
     Truncated {
@@ -325,6 +333,9 @@ pub async fn verify(
         Some(verifier) => verifier.clone(),
         None => reader.verifier().await?,
     };
+    if let Some(index) = reader.uncovered().await? {
+        return Err(VerifyError::Uncovered { index, size: head.size });
+    }
     run(&Log::database(reader), Some(head), note, verifier, trusted, &mut progress).await
 }
 

@@ -189,20 +189,23 @@ fn validate(loaded: &Loaded) -> Result<(), String> {
     }
 }
 
+/// Whether a text can name something: an RFC 1123 label.
+#[must_use]
+pub fn is_label(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let plain = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    text.len() <= 63
+        && bytes.first().is_some_and(plain)
+        && bytes.last().is_some_and(plain)
+        && bytes.iter().all(|b| plain(b) || *b == b'-')
+}
+
 /// Names become path segments of SPIFFE IDs, file names and labels: RFC 1123 labels only.
 fn check_metadata(metadata: &Metadata) -> Result<(), String> {
-    let label = |text: &str| {
-        let bytes = text.as_bytes();
-        let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
-        text.len() <= 63
-            && edge(bytes.first())
-            && edge(bytes.last())
-            && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
-    };
     for (field, text) in
         [("name", Some(&metadata.name)), ("namespace", metadata.namespace.as_ref())]
     {
-        if text.is_some_and(|text| !label(text)) {
+        if text.is_some_and(|text| !is_label(text)) {
             return Err(format!(
                 "metadata.{field} is `{}`; expected lower-case letters, digits and `-`, at most 63",
                 text.map_or("", String::as_str)

@@ -14,7 +14,7 @@ pub mod resource;
 pub mod status;
 pub mod upstream;
 
-pub use folder::{LoadError, load_folder, parse_documents};
+pub use folder::{LoadError, is_label, load_folder, parse_documents};
 pub use identity::AgentIdentitySpec;
 pub use resource::{API_VERSION, Loaded, Metadata, Resource, Resources};
 pub use upstream::AgentUpstreamSpec;

@@ -197,3 +197,43 @@ async fn a_refusal_keeps_the_connection() {
         assert_eq!(answer["result"]["isError"] == true, tool == "forbidden");
     }
 }
+
+#[tokio::test]
+async fn another_charset_is_refused() {
+    let world = world().await;
+    let (headers, body) = modern("tools/call", json!({ "name": "echo", "arguments": {} }));
+    for (kind, status) in [
+        ("application/json; charset=utf-8", 200),
+        ("application/json;charset=\"UTF-8\"", 200),
+        ("application/json; charset=utf-7", 415),
+        ("application/json; charset=utf-8; charset=utf-16le", 415),
+        ("application/json; profile=x", 415),
+        ("text/plain", 415),
+    ] {
+        let mut sent: Vec<_> = borrowed(&headers);
+        sent.retain(|header| header.0 != "content-type");
+        sent.push(("content-type", kind));
+        let answer = world.send(Method::POST, &sent, body.to_string()).await;
+        assert_eq!(answer.status == 200, status == 200, "{kind}: {}", answer.status);
+    }
+    let seen = world.upstream.seen();
+    assert_eq!(seen.len(), 2);
+    assert!(seen.iter().all(|request| request.headers["content-type"] == "application/json"));
+}
+
+#[tokio::test]
+async fn a_client_takes_no_judged_header_away() {
+    let world = world().await;
+    let (headers, body) = modern("tools/call", json!({ "name": "echo", "arguments": {} }));
+    let mut sent = borrowed(&headers);
+    sent.push(("connection", "mcp-name, mcp-method, content-type, x-mine"));
+    sent.push(("x-mine", "1"));
+    assert_eq!(world.send(Method::POST, &sent, body.to_string()).await.status, 200);
+    let seen = world.upstream.seen();
+    let last = &seen.last().unwrap().headers;
+    assert_eq!(
+        (&last["mcp-name"], &last["mcp-method"]),
+        (&"echo".parse().unwrap(), &"tools/call".parse().unwrap())
+    );
+    assert!(!last.contains_key("x-mine"));
+}

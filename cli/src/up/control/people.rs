@@ -42,7 +42,9 @@ pub(super) fn factor(
     code: Option<&str>,
 ) -> Result<Factor, Failure> {
     let Some(code) = code else {
-        if asker.uid.is_some() && !daemon.attest.uids().contains(&asker.uid) {
+        // An agent that is recognised otherwise than by its user may be of any.
+        let agents = daemon.attest.uids();
+        if asker.uid.is_some() && !agents.contains(&None) && !agents.contains(&asker.uid) {
             return Ok(Factor::Account);
         }
         // Under one user for all, nothing better can be had, and status says so.
@@ -74,16 +76,22 @@ pub(super) fn by_hand(
     why: Option<&str>,
 ) -> Result<ByHand, Failure> {
     refuse_agents(daemon, asker)?;
-    if code.is_none() && daemon.totp.lock().is_some() {
-        let message = "a second factor is enrolled; confirm with --totp and its code";
-        return Err(Failure(StatusCode::FORBIDDEN, message.into()));
-    }
+    want_code(daemon, code)?;
     if why.is_some_and(|why| why.trim().is_empty()) {
         let message = "say why with --reason; it is recorded";
         return Err(Failure(StatusCode::BAD_REQUEST, message.into()));
     }
     let factor = factor(daemon, asker, code)?;
     Ok(ByHand { who: approver(asker)?, factor, why: why.map(str::to_owned) })
+}
+
+/// Once a second factor is enrolled, nothing is ordered or approved without it.
+pub(super) fn want_code(daemon: &Daemon, code: Option<&str>) -> Result<(), Failure> {
+    if code.is_none() && daemon.totp.lock().is_some() {
+        let message = "a second factor is enrolled; confirm with --totp and its code";
+        return Err(Failure(StatusCode::FORBIDDEN, message.into()));
+    }
+    Ok(())
 }
 
 /// A caller that is recognised as an agent by more than its user is that agent, and no agent decides

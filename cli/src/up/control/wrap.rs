@@ -37,13 +37,9 @@ pub(super) async fn wrap(
     let body = std::mem::take(request.body_mut());
     let bytes = axum::body::to_bytes(body, 64 * 1024).await?;
     let hello: WrapHello = serde_json::from_slice(&bytes)?;
-    let namespace = hello.namespace.unwrap_or_else(|| "default".into());
-    let route = daemon
-        .wrapped(&namespace, &hello.server)
-        .await
-        .map_err(|error| Failure(StatusCode::CONFLICT, format!("{error:#}")))?;
     let refused = |reason: Reason| {
-        daemon.shared.refusals.count(&hello.server, reason);
+        // Under one name: a stranger chooses no labels, and makes no route.
+        daemon.shared.refusals.count("wrap", reason);
         let message = format!(
             "{} Add an AgentIdentity whose selector fits the program that starts `aegis wrap`.",
             reason.sentence()
@@ -53,6 +49,11 @@ pub(super) async fn wrap(
     let attested = asker.attested.map_err(refused)?;
     let principal = daemon.kernel.state().registry.principal(&attested.id, attested.not_after);
     let principal = principal.ok_or_else(|| refused(Reason::IdentityUnknown))?;
+    let namespace = hello.namespace.unwrap_or_else(|| "default".into());
+    let route = daemon
+        .wrapped(&namespace, &hello.server)
+        .await
+        .map_err(|error| Failure(StatusCode::CONFLICT, format!("{error:#}")))?;
     let server = registered(&route, &hello.command)?;
     let by = if server.is_some() { "daemon" } else { "wrapper" };
     let session = format!("stdio-{}", uuid::Uuid::now_v7());

@@ -119,6 +119,35 @@ async fn the_columns_cannot_lie() {
     check(&log).await.unwrap();
 }
 
+/// A row past the end or before the beginning is under no hash, so nothing may read it.
+#[tokio::test]
+async fn a_row_outside_the_tree_is_named_and_never_read() {
+    let log = Log::with_entries(20).await;
+    let mut conn = alter(&log.path).await;
+    let count = || async {
+        let page = log.reader().await.query(&aegis_audit::Filter::default()).await.unwrap();
+        page.entries.len()
+    };
+    let before = count().await;
+    for index in ["1000000000000000", "-5"] {
+        let forge = format!(
+            "CREATE TEMP TABLE forged AS SELECT * FROM audit_entries WHERE idx = 6; \
+             UPDATE forged SET idx = {index}, sequence = 1000 + abs({index}); \
+             INSERT INTO audit_entries SELECT * FROM forged; DROP TABLE forged"
+        );
+        sql(&mut conn, forge).await;
+        assert_eq!(count().await, before, "{index}");
+        match check(&log).await {
+            Err(VerifyError::Uncovered { index: found, .. }) => {
+                assert_eq!(found.to_string(), index);
+            }
+            other => panic!("{index}: {other:?}"),
+        }
+        sql(&mut conn, format!("DELETE FROM audit_entries WHERE idx = {index}")).await;
+    }
+    check(&log).await.unwrap();
+}
+
 #[tokio::test]
 async fn missing_swapped_and_foreign_pieces_are_noticed() {
     let log = Log::with_entries(600).await;
