@@ -222,7 +222,7 @@ fn free_port() -> anyhow::Result<u16> {
 fn haproxy(ports: &[u16], upstream: u16) -> String {
     let binds: String = ports.iter().map(|port| format!("  bind 127.0.0.1:{port}\n")).collect();
     format!(
-        "global\n  nbthread 1\n  maxconn 24000\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 300s\n  \
+        "global\n  nbthread 1\n  maxconn 24000\n  no strict-limits\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 300s\n  \
          timeout server 300s\n  option http-keep-alive\n  http-reuse always\nfrontend agents\n{binds}  default_backend server\n\
          backend server\n  server one 127.0.0.1:{upstream}\n"
     )

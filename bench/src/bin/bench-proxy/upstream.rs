@@ -56,6 +56,24 @@ impl Upstream {
     }
 }
 
+/// The answer to a request for the list of tools, which Aegis sends once before the first call.
+fn list_of_tools(body: &[u8]) -> Option<Vec<u8>> {
+    memmem::find(body, b"\"tools/list\"")?;
+    let request: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let tools: Vec<_> = [wire::ALLOWED, wire::FORBIDDEN]
+        .iter()
+        .map(|name| serde_json::json!({ "name": name, "inputSchema": { "type": "object" } }))
+        .collect();
+    let result = serde_json::json!({ "tools": tools, "resultType": "complete", "ttlMs": 0, "cacheScope": "private" });
+    let body =
+        serde_json::json!({ "jsonrpc": "2.0", "id": request.get("id")?, "result": result }).to_string();
+    let head = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    Some([head.into_bytes(), body.into_bytes()].concat())
+}
+
 fn serve(listener: &TcpListener, seen: &Seen) -> anyhow::Result<()> {
     let poll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     poll.add(listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
@@ -80,6 +98,11 @@ fn serve(listener: &TcpListener, seen: &Seen) -> anyhow::Result<()> {
             let mut open = wire::fill(&*stream, buffer).unwrap_or(false);
             while open && let Some(frame) = wire::frame(buffer)? {
                 let body = buffer.get(frame.body..frame.end).unwrap_or_default();
+                if let Some(list) = list_of_tools(body) {
+                    open = stream.write_all(&list).is_ok();
+                    buffer.drain(..frame.end);
+                    continue;
+                }
                 seen.calls.fetch_add(1, Ordering::SeqCst);
                 if forbidden.find(body).is_some() {
                     seen.forbidden.fetch_add(1, Ordering::SeqCst);
