@@ -135,9 +135,9 @@ fn show(report: &Report, kept: Option<&Path>) -> Text {
     text.field("checkpoint", format!("signed, covers {} entries", report.signed));
     match kept {
         Some(path) => text.field("kept", format!("contains all that {} covers", path.display())),
-        None => text.toned(
-            Tone::Warn,
-            "note: that none are missing at the end is not shown; give --checkpoint a kept one",
+        None => text.field(
+            "kept",
+            "no earlier checkpoint was given: that none are missing at the end is not shown",
         ),
     }
     for (source, entries) in &report.sources {
