@@ -10,7 +10,9 @@ use std::{
     time::Duration,
 };
 
-use aegis_audit::{Draft, Durability, Filter, Journal, Kind, Location, Options, Outcome, Signer};
+use aegis_audit::{
+    Draft, Durability, Filter, Journal, Kind, Location, Options, Outcome, Signer, Stored,
+};
 use aegis_ca::{IdentityManager, Subject, WorkloadSocket};
 use aegis_core::{AgentId, Timestamp, TrustDomain};
 use aegis_kernel::{Kernel, State, trust_book, trust_book::TrustBook};
@@ -383,23 +385,16 @@ impl Daemon {
     }
 
     async fn replay_pins(&self, route: &Route) -> anyhow::Result<()> {
-        let mut filter = Filter {
+        let filter = Filter {
             kind: Some(Kind::ToolPinned),
             server: Some(route.name.clone()),
-            oldest_first: true,
-            limit: Some(1_000),
             ..Filter::default()
         };
-        loop {
-            let page = self.kernel.query(&filter).await?;
-            for stored in &page.entries {
-                route.pins.replay(&stored.entry()?);
-            }
-            match page.next {
-                Some(next) => filter.after = Some(next),
-                None => return Ok(()),
-            }
-        }
+        let replay = |stored: Stored| {
+            route.pins.replay(&stored.entry()?);
+            anyhow::Ok(())
+        };
+        self.kernel.journal().reader().walk(filter, replay).await
     }
 
     /// Reloads when the folder changes, and confirms now and then that it has not.
@@ -484,29 +479,20 @@ fn revoked(authority: &IdentityManager) -> HashSet<AgentId> {
 /// Agents that people have quarantined and not released, as the ledger tells.
 async fn quarantined(journal: &Journal) -> anyhow::Result<HashSet<AgentId>> {
     let mut agents = HashSet::new();
-    let mut filter = Filter {
-        kind: Some(Kind::Configuration),
-        oldest_first: true,
-        limit: Some(1_000),
-        ..Filter::default()
+    let filter = Filter { kind: Some(Kind::Configuration), ..Filter::default() };
+    let follow = |stored: Stored| {
+        let entry = stored.entry()?;
+        let order = entry.detail.get("order").and_then(serde_json::Value::as_str);
+        let agent = entry.agent_id.as_deref().and_then(|id| id.parse::<AgentId>().ok());
+        match (order, agent) {
+            (Some("quarantine"), Some(agent)) => drop(agents.insert(agent)),
+            (Some("release"), Some(agent)) => drop(agents.remove(&agent)),
+            _ => {}
+        }
+        anyhow::Ok(())
     };
-    loop {
-        let page = journal.reader().query(&filter).await?;
-        for stored in &page.entries {
-            let entry = stored.entry()?;
-            let order = entry.detail.get("order").and_then(serde_json::Value::as_str);
-            let agent = entry.agent_id.as_deref().and_then(|id| id.parse::<AgentId>().ok());
-            match (order, agent) {
-                (Some("quarantine"), Some(agent)) => drop(agents.insert(agent)),
-                (Some("release"), Some(agent)) => drop(agents.remove(&agent)),
-                _ => {}
-            }
-        }
-        match page.next {
-            Some(next) => filter.after = Some(next),
-            None => return Ok(agents),
-        }
-    }
+    journal.reader().walk(filter, follow).await?;
+    Ok(agents)
 }
 
 /// Every file and folder below a folder. `None` if it cannot be read.

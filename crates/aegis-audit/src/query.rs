@@ -143,6 +143,26 @@ impl Reader {
         let next = entries.last().filter(|_| more).map(|entry| entry.index);
         Ok(Page { entries, next })
     }
+
+    /// Visits every entry that a filter selects, the oldest first, however many there are.
+    ///
+    /// # Errors
+    /// When the store cannot be read, and whatever `visit` refuses with.
+    pub async fn walk<E: From<StoreError>>(
+        &self,
+        filter: Filter,
+        mut visit: impl FnMut(Stored) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut filter = Filter { oldest_first: true, limit: Some(MAX_PAGE), ..filter };
+        loop {
+            let page = self.query(&filter).await?;
+            page.entries.into_iter().try_for_each(&mut visit)?;
+            match page.next {
+                Some(next) => filter.after = Some(next),
+                None => return Ok(()),
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -31,22 +31,12 @@ fn parsed(stored: &Stored) -> Result<Entry, StartError> {
 pub(crate) async fn approvals(journal: &Journal) -> Result<ApprovalBook, StartError> {
     let mut steps = Vec::new();
     for kind in [Kind::ApprovalRequested, Kind::ApprovalVote, Kind::ApprovalConsumed] {
-        let mut filter = Filter {
-            kind: Some(kind),
-            oldest_first: true,
-            limit: Some(1_000),
-            ..Filter::default()
+        let filter = Filter { kind: Some(kind), ..Filter::default() };
+        let take = |stored: Stored| {
+            steps.push((stored.index, parsed(&stored)?));
+            Ok::<_, StartError>(())
         };
-        loop {
-            let page = journal.reader().query(&filter).await?;
-            for stored in &page.entries {
-                steps.push((stored.index, parsed(stored)?));
-            }
-            match page.next {
-                Some(next) => filter.after = Some(next),
-                None => break,
-            }
-        }
+        journal.reader().walk(filter, take).await?;
     }
     steps.sort_by_key(|(index, _)| *index);
     let mut book = ApprovalBook::default();
