@@ -4,9 +4,11 @@
 //! When changing this: adding an optional member is compatible; renaming or removing one is not
 //! and needs a new path under `/v2`.
 
+pub mod authority;
 pub mod client;
 pub mod control;
 pub mod distribution;
 pub mod frame;
+pub mod journal;
 
 pub use client::{Client, ClientError};
