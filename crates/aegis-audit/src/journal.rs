@@ -1,7 +1,9 @@
 //! The appender: many callers, one writer thread, one `fsync` for whatever has queued up.
 //!
-//! There is no timer on the append path. The writer takes what is there, commits it, and wakes the
-//! callers; under load batches grow by themselves, and an idle journal answers after a single sync.
+//! Nobody who waits is delayed by a timer. The writer takes what is there, commits it, and wakes the
+//! callers; under load batches grow by themselves, and an idle journal answers after a single sync. Only
+//! entries that nobody waits for are gathered for a moment: they go with the next that somebody does
+//! wait for, in its sync.
 //! A caller chooses how far its record must be before it goes on ([`Durability`]). The queue is
 //! bounded: callers wait for room, except buffered ones, whose loss is counted and recorded as a
 //! `gap` entry.
@@ -149,7 +151,17 @@ pub(crate) enum Command {
     Close(oneshot::Sender<Result<(), AppendError>>),
 }
 
-/// An entry on its way. Without a reply it is a buffered one, whose loss is counted.
+impl Command {
+    /// Whether somebody waits until this is done.
+    pub(crate) fn is_awaited(&self) -> bool {
+        match self {
+            Self::Append(pending) => pending.reply.is_some(),
+            Self::Checkpoint(_) | Self::EraseSalts(..) | Self::Close(_) => true,
+        }
+    }
+}
+
+/// An entry on its way. Without a reply nobody waits for it, and its loss is counted.
 pub(crate) struct Pending {
     pub(crate) draft: Draft,
     pub(crate) rendered: Rendered,
@@ -286,6 +298,18 @@ impl Journal {
         let sent = self.inner.commands.send(Command::Append(pending)).await;
         sent.map_err(|_| AppendError::Closed)?;
         Ok(ticket)
+    }
+
+    /// Queues an entry that nobody waits for, waiting for room. Should it not become durable, it is
+    /// counted as lost, and the loss is recorded as a `gap`.
+    ///
+    /// # Errors
+    /// As [`Journal::append`].
+    pub async fn append_later(&self, draft: Draft) -> Result<(), AppendError> {
+        let rendered = draft.render(&self.inner.source)?;
+        let pending = Box::new(Pending { draft, rendered, reply: None });
+        let sent = self.inner.commands.send(Command::Append(pending)).await;
+        sent.map_err(|_| AppendError::Closed)
     }
 
     /// Queues an entry if there is room now.

@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use aegis_core::Timestamp;
 use serde_json::{Map, Value, json};
@@ -29,6 +29,8 @@ use crate::{tile, tree, witness};
 
 /// The most entries in one transaction.
 const MAX_BATCH: usize = 1_024;
+/// How long entries that nobody waits for are gathered: a commit costs the same for one as for many.
+const GATHER: Duration = Duration::from_millis(50);
 
 /// Either store. SQLite is called on this thread, which has nothing else to do meanwhile.
 enum Store {
@@ -130,13 +132,17 @@ async fn main(
             return;
         }
     };
-    let mut ticks = tokio::time::interval(interval.max(std::time::Duration::from_millis(1)));
+    let mut ticks = tokio::time::interval(interval.max(Duration::from_millis(1)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut commands = Vec::with_capacity(MAX_BATCH);
     loop {
         tokio::select! {
             taken = queue.recv_many(&mut commands, MAX_BATCH) => {
-                if taken == 0 || writer.run(&mut commands).await {
+                if taken == 0 {
+                    break;
+                }
+                gather(&mut queue, &mut commands).await;
+                if writer.run(&mut commands).await {
                     break;
                 }
             }
@@ -147,6 +153,26 @@ async fn main(
     queue.close();
     writer.store.close().await;
     writer.reader.close().await;
+}
+
+/// Takes more from the queue until somebody waits, the batch is full, or [`GATHER`] is over.
+async fn gather(queue: &mut mpsc::Receiver<Command>, commands: &mut Vec<Command>) {
+    let until = tokio::time::Instant::now() + GATHER;
+    let mut looked_at = 0;
+    loop {
+        if commands.iter().skip(looked_at).any(Command::is_awaited) {
+            return;
+        }
+        looked_at = commands.len();
+        let room = MAX_BATCH.saturating_sub(looked_at);
+        if room == 0 {
+            return;
+        }
+        match tokio::time::timeout_at(until, queue.recv_many(commands, room)).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+    }
 }
 
 struct Writer {
