@@ -140,18 +140,22 @@ chart() {
   fails helm template aegis charts/aegis --set trustDomain=acme.example,unknown=1
 }
 
-# The chart's policy alone, without the webhook: as if the operator were down.
+# The chart's policies alone, without the webhook: as if the operator were down. The pods are from before that.
 enrolled_pods() {
   kubectl create namespace shop
-  within 30 kubectl -n shop run before --image=aegis.dev/e2e/pause:1
+  within 30 kubectl -n shop get serviceaccount default
+  kubectl -n shop run plain --image=aegis.dev/e2e/pause:1
+  sed -n '/^{$/,$p' operator/tests/it/pods.golden | kubectl -n shop create -f - --dry-run=client -o json |
+    python3 -c 'import json, sys; pod = json.load(sys.stdin); pod["metadata"]["name"] = "pause"; print(json.dumps(pod))' |
+    kubectl -n shop create -f -
+  kubectl -n shop wait --for=condition=Ready pod/plain --timeout=60s
   helm template aegis charts/aegis -n aegis-system --set trustDomain=acme.example \
-    --set images.sidecar.repository=proxy --set-string images.sidecar.tag=1 \
+    --set images.sidecar.repository=registry.acme.example/aegis,images.sidecar.tag=1,'injection.args={sidecar}' \
     -s templates/operator/enrolled-pods.yaml | kubectl apply --server-side -f -
   kubectl label namespace shop aegis.dev/inject=enabled
-  # The API server takes a moment to have compiled it.
+  # The API server takes a moment to have compiled them.
   within 30 fails kubectl -n shop run probe --image=app --dry-run=server
-  e2e/cluster/enrolled_pods.py shop proxy:1
-  fails kubectl -n shop debug before --image=app 2>&1 | grep 'debug container'
+  e2e/cluster/enrolled_pods.py shop --guards
   kubectl -n proof run other --image=app --dry-run=server
 }
 
