@@ -304,6 +304,12 @@ def start_pods():
     return "no pod names Aegis; each has the sidecar first"
 
 
+def token_read():
+    """The stand-in says so itself; a sidecar that cannot read its token has no SVID."""
+    told = shop("logs", "client", "-c", "aegis-proxy", check=True).stdout
+    assert "its token can be read" in told, told
+
+
 def address(name, namespace=OUTSIDE):
     return get("pod", name, namespace=namespace)["status"]["podIP"]
 
@@ -346,7 +352,7 @@ def operator_away():
         done = apply(pod("late", "sleep"), check=False)
         assert done.returncode and "pods.aegis.dev" in done.stderr, done.stdout + done.stderr
         apply(pod("late", "sleep"), namespace=OUTSIDE)
-        assert get("pod", "client")["status"]["phase"] == "Running"
+        assert get("pod", "client")["status"]["phase"] == "Running", "what ran has stopped"
     finally:
         kubectl("-n", SYSTEM, "scale", "deployment/aegis-operator", "--replicas=1", check=True)
     kubectl("-n", SYSTEM, "rollout", "status", "deployment/aegis-operator", "--timeout=60s", check=True)
@@ -474,6 +480,8 @@ def main():
             report.check("a policy that does not compile says where, and the last good one stays", broken_policy)
             report.check("pods of every shape, through the webhook and the API server's policies", shapes)
             if report.check("agent pods come up injected", start_pods):
+                if standing_in:
+                    report.check("the sidecar's user can read the token for the CA", token_read)
                 ways_round(report, "client", standing_in)
                 ways_round(report, "rooted", standing_in)
             calls(report, has)

@@ -9,9 +9,11 @@ PORTS = [int(os.environ[name]) for name in ("AEGIS_OUTBOUND_PORT", "AEGIS_INBOUN
 choose = selectors.DefaultSelector()
 for port in PORTS:
     choose.register(socket.create_server(("0.0.0.0", port)), selectors.EVENT_READ)
-with open("/var/run/secrets/aegis/token", "rb") as file:
-    assert file.read(1), "the token is empty"
-print("is up, and its token can be read", flush=True)
+try:
+    with open("/var/run/secrets/aegis/token", "rb") as file:
+        print("its token can be read" if file.read(1) else "its token is empty", flush=True)
+except OSError as error:
+    print(error, flush=True)
 while True:
     for key, _ in choose.select():
         with key.fileobj.accept()[0] as peer:
