@@ -335,7 +335,7 @@ def ways_round(report, name, standing_in):
         if one["through"]:
             report.tell("FAILED", line, f"it got through: {one['seen']}")
         else:
-            report.tell("ok", line, one["seen"] + (" (stand-in)" if standing_in and "CAUGHT" in one["seen"] else ""))
+            report.tell("ok", line, " ".join(one["seen"].split()) + (" (stand-in)" if standing_in and "CAUGHT" in one["seen"] else ""))
     if len(told) < 30:
         report.tell("FAILED", f"{who} inside: all ways were tried", f"{len(told)}: {done.stderr[:300]}")
 

@@ -164,6 +164,11 @@ enrolled_pods() {
   kubectl -n proof run other --image=app --dry-run=server
 }
 
+alerts() {
+  promtool check rules charts/aegis/alerts/rules.yaml
+  promtool test rules charts/aegis/alerts/rules_test.yaml
+}
+
 leaves_nothing() {
   "$CLUSTER" down
   fails compgen -G "/sys/fs/cgroup/*/aegis-$ID"
@@ -173,7 +178,7 @@ leaves_nothing() {
   "$CLUSTER" down
 }
 
-e2e/setup.sh kubernetes containerd coredns helm
+e2e/setup.sh kubernetes containerd coredns helm prometheus
 [[ -x $AEGIS_BIN ]] || { echo "e2e/cluster/check.sh: there is no $AEGIS_BIN; build it: cargo build -p aegis" >&2; exit 1; }
 ID=$(sha256sum <<<"$AEGIS_CLUSTER" | cut -c1-8)
 "$CLUSTER" up
@@ -196,6 +201,7 @@ check "a second \`up\` changes nothing" is_up_once
 # The kinds are generated; a tree without them has no chart of kinds to check.
 [[ ! -d crds ]] || check "the chart aegis-crds is valid for this API server" chart_of_kinds
 check "the chart aegis is valid for this API server" chart
+check "each alert fires for its cause, and not without it" alerts
 check "enrolled namespaces take injected pods only" enrolled_pods
 check "\`down\` leaves nothing, and may be repeated" leaves_nothing
 exit "$FAILED"
