@@ -110,10 +110,12 @@ PY
 answers_inside_as_outside() { "$CLUSTER" exec kubectl get --raw /readyz; }
 is_up_once() { "$CLUSTER" up | grep -q 'is up'; }
 
-# valid CHART: it lints, and its package holds all that it needs.
+# valid CHART ARGUMENT…: with these values it lints, and its package holds all that it needs.
 valid() {
-  helm lint --strict "charts/$1" --set trustDomain=acme.example
-  helm package "charts/$1" --destination "$SCRATCH/$1"
+  local chart=$1
+  shift
+  helm lint --strict "charts/$chart" "$@"
+  helm package "charts/$chart" --destination "$SCRATCH/$chart"
 }
 # rendered CHART ARGUMENT…: its package with these values, asked of the API server.
 rendered() {
@@ -128,7 +130,7 @@ chart_of_kinds() {
 }
 
 chart() {
-  valid aegis
+  valid aegis --set trustDomain=acme.example
   kubectl create namespace aegis-system
   # Where pods must be restricted, a Deployment whose pods are not gets a warning.
   kubectl label namespace aegis-system pod-security.kubernetes.io/{enforce,warn}=restricted
@@ -155,7 +157,8 @@ enrolled_pods() {
     kubectl -n shop create -f -
   kubectl -n shop wait --for=condition=Ready pod/plain --timeout=60s
   helm template aegis charts/aegis -n aegis-system --set trustDomain=acme.example \
-    --set images.sidecar.repository=registry.acme.example/aegis,images.sidecar.tag=1,'injection.args={sidecar}' \
+    --set images.sidecar.repository=registry.acme.example/aegis,'injection.args={sidecar}' \
+    --set-string images.sidecar.tag=1 \
     -s templates/operator/enrolled-pods.yaml | kubectl apply --server-side -f -
   kubectl label namespace shop aegis.dev/inject=enabled
   # The API server takes a moment to have compiled them.
