@@ -106,7 +106,10 @@ fn reason(status: &Status) -> String {
     let mut words = format!("{} ({})", status.message(), status.code());
     let mut source = status.source();
     while let Some(error) = source {
-        words = format!("{words}: {error}");
+        let more = error.to_string();
+        if !words.contains(&more) {
+            words = format!("{words}: {more}");
+        }
         source = error.source();
     }
     words

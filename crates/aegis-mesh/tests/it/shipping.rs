@@ -10,7 +10,10 @@ use aegis_api::journal::proto::{
     Acknowledgement, Shipment,
     ledger_server::{Ledger as Service, LedgerServer},
 };
-use aegis_audit::{Draft, Entry, Journal, Kind, Location, Options, Outcome, Reader, Salt, Signer};
+use aegis_audit::{
+    Acknowledged, AppendError, Draft, Durability, Entry, Journal, Kind, Location, Options, Outcome,
+    Reader, Salt, Signer,
+};
 use aegis_core::Timestamp;
 use aegis_identity::{PeerRule, SvidSource, system_clock, tls::server_config};
 use aegis_mesh::{Peers, ShipCounters, Shipper, channel, serve_tls};
@@ -112,8 +115,14 @@ impl World {
     }
 
     async fn journal(&self) -> Journal {
+        self.opened(None).await
+    }
+
+    async fn opened(&self, acknowledged: Option<Acknowledged>) -> Journal {
         let signer = Signer::from_seed("acme.example/buyer", &[9; 32]).unwrap();
-        Journal::open(&self.place(), Options::new(SOURCE, signer)).await.unwrap()
+        let mut options = Options::new(SOURCE, signer);
+        options.acknowledged = acknowledged;
+        Journal::open(&self.place(), options).await.unwrap()
     }
 
     fn ship(&self, shipper: Shipper) -> tokio::task::JoinHandle<()> {
@@ -195,4 +204,25 @@ async fn a_ledger_that_has_more_acknowledges_nothing() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(*world.acknowledged.borrow(), 0);
+}
+
+#[tokio::test]
+async fn strict_means_that_the_ledger_has_it() {
+    let world = world(None).await;
+    let size = world.acknowledged.subscribe();
+    let patience = Duration::from_millis(100);
+    let journal = world.opened(Some(Acknowledged { size: size.clone(), patience })).await;
+    let draft = || Draft::new(Kind::Decision, Timestamp::from_secs(1), Outcome::Allow);
+    // Nobody ships: what is on this disk alone does not count.
+    let error = journal.record(draft(), Durability::Strict).await.unwrap_err();
+    assert!(matches!(error, AppendError::Unacknowledged(_)), "{error}");
+    assert!(journal.record(draft(), Durability::Overlap).await.is_ok());
+    journal.close().await.unwrap();
+
+    let patience = crate::fixture::PATIENCE;
+    let journal = world.opened(Some(Acknowledged { size, patience })).await;
+    let _shipping = world.ship(Shipper::of(&journal));
+    journal.record(draft(), Durability::Strict).await.unwrap();
+    let last = world.ledger.entries.lock().last().unwrap().0.clone();
+    assert_eq!(Entry::parse(&last).unwrap().kind, Kind::Decision);
 }
