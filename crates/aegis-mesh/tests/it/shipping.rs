@@ -27,10 +27,13 @@ use tonic::{Request, Response, Status, Streaming, service::Routes};
 
 use crate::fixture::{AGENT, Root, domain, listener, revocations, until};
 
+/// An entry and its salt.
+type Taken = (Vec<u8>, Vec<u8>);
+
 /// A ledger that takes entries in order, and breaks every stream after `breaks_after` shipments.
 #[derive(Clone, Default)]
 struct Ledger {
-    entries: Arc<Mutex<Vec<(Vec<u8>, Vec<u8>)>>>,
+    entries: Arc<Mutex<Vec<Taken>>>,
     breaks_after: Option<usize>,
 }
 
