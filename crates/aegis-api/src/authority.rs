@@ -3,6 +3,7 @@
 /// The generated messages and the service.
 #[expect(
     missing_docs,
+    clippy::too_many_lines,
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
     reason = "generated code"

@@ -74,6 +74,11 @@ pub enum AppendError {
     /// The journal has been closed.
     #[error("the audit journal is closed")]
     Closed,
+    /// It is on disk here, and the ledger of the cluster has not said that it has it.
+    #[error(
+        "the ledger has not acknowledged the audit entry within {0:?}; check that it is reached"
+    )]
+    Unacknowledged(Duration),
     /// The store did not take it. Nothing of it was written.
     #[error("the audit entry was not recorded: {0}")]
     Store(Arc<StoreError>),
@@ -96,6 +101,28 @@ pub struct Observed<'a> {
 /// Sees every committed entry, in order, on the writer's thread: keep it short.
 pub type Observer = Box<dyn FnMut(&Observed<'_>) + Send>;
 
+/// A ledger elsewhere that has to have an entry before it counts as recorded: this journal's disk
+/// may go with its pod.
+#[derive(Clone, Debug)]
+pub struct Acknowledged {
+    /// How many of the journal's entries the ledger has.
+    pub size: watch::Receiver<u64>,
+    /// How long it may take to say so.
+    pub patience: Duration,
+}
+
+impl Acknowledged {
+    async fn covers(&self, index: u64) -> Result<(), AppendError> {
+        let mut size = self.size.clone();
+        let arrived = tokio::time::timeout(self.patience, size.wait_for(|size| *size > index));
+        // When nobody ships any more, nobody will say so either.
+        match arrived.await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(AppendError::Unacknowledged(self.patience)),
+        }
+    }
+}
+
 /// How a journal is opened.
 pub struct Options {
     /// Whose journal this is: a SPIFFE ID or a name.
@@ -112,6 +139,8 @@ pub struct Options {
     pub witnesses: Vec<PathBuf>,
     /// See every committed entry.
     pub observers: Vec<Observer>,
+    /// Who has to have what [`Durability::Strict`] records, besides this journal's disk.
+    pub acknowledged: Option<Acknowledged>,
 }
 
 impl fmt::Debug for Options {
@@ -123,6 +152,7 @@ impl fmt::Debug for Options {
             .field("checkpoint_interval", &self.checkpoint_interval)
             .field("saved_checkpoint", &self.saved_checkpoint)
             .field("witnesses", &self.witnesses)
+            .field("acknowledged", &self.acknowledged)
             .finish_non_exhaustive()
     }
 }
@@ -139,6 +169,7 @@ impl Options {
             saved_checkpoint: None,
             witnesses: Vec::new(),
             observers: Vec::new(),
+            acknowledged: None,
         }
     }
 }
@@ -218,6 +249,7 @@ struct Inner {
     checkpoint: watch::Receiver<Arc<str>>,
     counters: Arc<Counters>,
     reader: Reader,
+    acknowledged: Option<Acknowledged>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -267,6 +299,7 @@ impl Journal {
         let counters = Arc::new(Counters::default());
         let source: Arc<str> = options.source.as_str().into();
         let signer = options.signer.clone();
+        let acknowledged = options.acknowledged.clone();
         let started = writer::start(place.clone(), options, queue, Arc::clone(&counters)).await?;
         Ok(Self {
             inner: Arc::new(Inner {
@@ -277,6 +310,7 @@ impl Journal {
                 checkpoint: started.checkpoint,
                 counters,
                 reader: Reader::open(place).await?,
+                acknowledged,
                 thread: Mutex::new(Some(started.thread)),
             }),
         })
@@ -340,14 +374,20 @@ impl Journal {
     ///
     /// # Errors
     /// When the entry has no canonical form or the journal is closed; in strict mode also when it
-    /// did not become durable.
+    /// did not become durable, or was not acknowledged where [`Options::acknowledged`] asks for it.
     pub async fn record(
         &self,
         draft: Draft,
         durability: Durability,
     ) -> Result<Recorded, AppendError> {
         match durability {
-            Durability::Strict => Ok(Recorded::Durable(self.append(draft).await?.await?)),
+            Durability::Strict => {
+                let committed = self.append(draft).await?.await?;
+                if let Some(acknowledged) = &self.inner.acknowledged {
+                    acknowledged.covers(committed.index).await?;
+                }
+                Ok(Recorded::Durable(committed))
+            }
             Durability::Overlap => Ok(Recorded::Pending(self.append(draft).await?)),
             Durability::Buffered => {
                 let rendered = draft.render(&self.inner.source)?;

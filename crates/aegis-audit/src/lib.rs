@@ -38,8 +38,8 @@ mod writer;
 pub use checkpoint::{Checkpoint, Head};
 pub use entry::{Draft, Entry, Kind, Outcome, PolicyRef};
 pub use journal::{
-    AppendError, Committed, Durability, Journal, Observed, Observer, Options, Recorded, Statistics,
-    Ticket,
+    Acknowledged, AppendError, Committed, Durability, Journal, Observed, Observer, Options,
+    Recorded, Statistics, Ticket,
 };
 pub use log::AuditLog;
 pub use note::{Signer, Verifier};
