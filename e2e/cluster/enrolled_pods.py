@@ -182,7 +182,7 @@ REFUSED = [
     ("rules that let another user through", rules(lambda text: text.replace("skuid 62620 return", "skuid 0 return")), RULES),
     ("rules that leave out a port", rules(lambda text: text.replace("meta l4proto tcp", "tcp dport != 8080")), RULES),
     ("rules without IPv6", rules(lambda text: text.replace("table inet", "table ip")), RULES),
-    ("rules that let QUIC through", rules(lambda text: text.replace("udp dport 443", "udp dport 444")), RULES),
+    ("rules that let all UDP through", rules(lambda text: text.replace("udp dport 53 accept", "meta l4proto udp accept")), RULES),
     ("a file of rules", init(1, args=["-f", "/mine"]), RULES),
     ("a container with a name of Aegis'", lambda pod: pod["spec"]["containers"].append(own("aegis-other")), NAMES),
     ("another volume under the name of the token's", replace_volume({"name": "aegis-token", "emptyDir": {}}), NAMES),

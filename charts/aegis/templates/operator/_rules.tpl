@@ -16,9 +16,15 @@ table inet aegis {
     tcp dport {{ .healthPort | int64 }} return
     meta l4proto tcp redirect to :{{ .inboundPort | int64 }}
   }
-  chain quic {
+  chain unseen {
     type filter hook output priority 0; policy accept;
-    meta skuid != {{ .uid | int64 }} oifname != "lo" udp dport 443 drop
+    oifname "lo" accept
+    meta skuid {{ .uid | int64 }} accept
+    meta l4proto tcp accept
+    udp dport 53 accept
+    ct direction reply accept
+    icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld-listener-report, mld2-listener-report } accept
+    drop
   }
 }
 {{ end }}
