@@ -26,6 +26,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::checkpoint::Head;
 use crate::entry::{Draft, EntryError, Rendered};
+use crate::import::Import;
 use crate::note::{Signer, Verifier};
 use crate::read::Reader;
 use crate::store::{Location, StoreError};
@@ -177,6 +178,7 @@ impl Options {
 /// What the writer is asked to do.
 pub(crate) enum Command {
     Append(Box<Pending>),
+    Import(Import),
     Checkpoint(oneshot::Sender<Result<String, AppendError>>),
     EraseSalts(Vec<u64>, oneshot::Sender<Result<u64, AppendError>>),
     Close(oneshot::Sender<Result<(), AppendError>>),
@@ -410,6 +412,11 @@ impl Journal {
         let sent = self.inner.commands.send(command(reply)).await;
         sent.map_err(|_| AppendError::Closed)?;
         answer.await.unwrap_or(Err(AppendError::Closed))
+    }
+
+    /// Whether a command has reached the writer.
+    pub(crate) async fn send(&self, command: Command) -> bool {
+        self.inner.commands.send(command).await.is_ok()
     }
 
     /// Signs a checkpoint over everything committed so far and returns it.

@@ -16,6 +16,7 @@ pub mod entry;
 pub mod export;
 mod file;
 mod flush;
+pub mod import;
 pub mod journal;
 mod kind;
 mod log;
@@ -37,6 +38,7 @@ mod writer;
 
 pub use checkpoint::{Checkpoint, Head};
 pub use entry::{Draft, Entry, Kind, Outcome, PolicyRef};
+pub use import::{Foreign, ImportError};
 pub use journal::{
     Acknowledged, AppendError, Committed, Durability, Journal, Observed, Observer, Options,
     Recorded, Statistics, Ticket,

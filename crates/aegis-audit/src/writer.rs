@@ -4,6 +4,8 @@
 //! nothing behind. After a failure the connection is opened anew and the tree is read back, because
 //! a commit whose sync failed may still have happened.
 
+mod import;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -184,6 +186,7 @@ struct Writer {
     saved: Option<PathBuf>,
     tree: Tree,
     chain: SourceHead,
+    chains: import::Chains,
     signed: u64,
     /// The state in memory may not be the store's.
     stale: bool,
@@ -235,6 +238,7 @@ impl Writer {
             saved,
             tree,
             chain,
+            chains: import::Chains::new(),
             signed,
             stale: false,
             fenced: false,
@@ -286,10 +290,11 @@ impl Writer {
     /// Carries out what was taken from the queue; whether the journal is to end.
     async fn run(&mut self, commands: &mut Vec<Command>) -> bool {
         let mut batch = Vec::with_capacity(commands.len());
-        let mut closing = Vec::new();
+        let (mut imports, mut closing) = (Vec::new(), Vec::new());
         for command in commands.drain(..) {
             match command {
                 Command::Append(pending) => batch.push(*pending),
+                Command::Import(import) => imports.push(import),
                 Command::Checkpoint(reply) => {
                     self.commit(std::mem::take(&mut batch)).await;
                     let signed = self.sign().await;
@@ -304,6 +309,7 @@ impl Writer {
             }
         }
         self.commit(batch).await;
+        self.import(imports).await;
         if closing.is_empty() {
             return false;
         }
@@ -421,6 +427,7 @@ impl Writer {
         }
         self.tree = self.reader.tree().await?;
         self.chain = self.reader.source(&self.source).await?;
+        self.chains.clear();
         self.head.send_replace(self.tree.head());
         self.stale = false;
         Ok(())
@@ -446,7 +453,8 @@ impl Writer {
             if let Some(salt) = pending.draft.salt {
                 salts.push((index, salt));
             }
-            rows.push(Row { index, sequence, leaf, body, columns: (&pending.draft).into() });
+            let columns = (&pending.draft).into();
+            rows.push(Row { index, source: None, sequence, leaf, body, columns });
             committed.push(Committed { index, leaf });
         }
         let head = tree.head();
