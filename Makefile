@@ -27,9 +27,10 @@ conformance: ## The MCP suites in both eras, direct and through Aegis, and all o
 	@AEGIS_BIN=$(CARGO_TARGET_DIR)/debug/aegis MCP_FIXTURE=$(CARGO_TARGET_DIR)/debug/mcp-fixture ./e2e/conformance.sh
 	AEGIS_CONFORMANCE=1 cargo test --quiet --workspace --test conformance
 
-e2e: ## A real Kubernetes node: pods, Services, policies and the charts on it; needs root
+e2e: ## A real Kubernetes node, the charts on it, two agent pods and ways round their sidecars; needs root
 	cargo build --quiet --workspace --all-targets
 	@AEGIS_BIN=$(CARGO_TARGET_DIR)/debug/aegis ./e2e/cluster/check.sh
+	@AEGIS_BINARIES=$${AEGIS_BINARIES:-$(CARGO_TARGET_DIR)/debug} ./e2e/cluster/agents.sh
 
 gen: ## Write what is generated: reference documentation, CRDs
 	cargo run --quiet -p aegis -- reference docs/reference

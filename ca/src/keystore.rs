@@ -49,6 +49,22 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// When they are not certainly gone.
     fn remove(&self, name: &str) -> Result<(), StoreError>;
+
+    /// Replaces several pieces in this order, or all at once where that is possible.
+    ///
+    /// # Errors
+    /// When they are not all certainly written; those before may be.
+    fn write_all(&self, pieces: &[(&str, &[u8])]) -> Result<(), StoreError> {
+        pieces.iter().try_for_each(|(name, bytes)| self.write(name, bytes))
+    }
+
+    /// Looks again at what others may have written. Where nobody else writes there is nothing to do.
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    fn reload(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 /// Why the directory cannot be used.
@@ -93,6 +109,17 @@ pub enum StoreError {
     /// More bytes than the CA ever writes.
     #[error("{} is larger than anything the CA writes; it is not one of its files", .0.display())]
     TooLarge(PathBuf),
+    /// Another replica has changed it since it was read.
+    #[error("another replica has changed the Secret {0}; it is read again")]
+    Conflict(String),
+    /// The API server does not do what was asked.
+    #[error("the Secret {name} cannot be read or written: {cause}")]
+    Cluster {
+        /// Which Secret.
+        name: String,
+        /// What the API server says.
+        cause: String,
+    },
 }
 
 /// A directory on disk.

@@ -6,25 +6,25 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// How many users are kept track of before idle ones are forgotten.
-const MAX_TRACKED: usize = 1024;
+const MAX_TRACKED: usize = 16_384;
 
 /// A request rate per key: so many at once, then one per interval.
 #[derive(Debug)]
-pub(crate) struct Rate {
+pub(crate) struct Rate<K: Eq + Hash = u32> {
     interval: Duration,
     burst: u32,
     /// When the allowance of each key is whole again.
-    whole_at: Mutex<HashMap<u32, Instant>>,
+    whole_at: Mutex<HashMap<K, Instant>>,
 }
 
-impl Rate {
+impl<K: Eq + Hash> Rate<K> {
     pub(crate) fn new(per_second: u32, burst: u32) -> Self {
         let interval = Duration::from_secs(1) / per_second.max(1);
         Self { interval, burst, whole_at: Mutex::default() }
     }
 
     /// Takes one request from the allowance of `key`, if there is one left.
-    pub(crate) fn take(&self, key: u32) -> bool {
+    pub(crate) fn take(&self, key: K) -> bool {
         let now = Instant::now();
         let mut whole_at = self.whole_at.lock();
         if whole_at.len() >= MAX_TRACKED {

@@ -83,6 +83,7 @@ struct Inner {
     lifetimes: Lifetimes,
     clock: Clock,
     recorder: Arc<dyn Recorder>,
+    store: Arc<dyn Store>,
     authorities: Mutex<Authorities>,
     /// Changes of authorities that are in force and not recorded yet, the oldest first.
     changes: Mutex<VecDeque<IdentityEvent>>,
@@ -109,13 +110,14 @@ impl IdentityManager {
         let store: Arc<dyn Store> = Arc::new(store);
         let revoked = RevocationList::open(Arc::clone(&store))?;
         let authorities =
-            Authorities::open(store, &config.trust_domain, config.lifetimes, clock())?;
+            Authorities::open(Arc::clone(&store), &config.trust_domain, config.lifetimes, clock())?;
         let issuing = Issuing { signer: authorities.signer()?, bundle: authorities.bundle()? };
         Ok(Self(Arc::new(Inner {
             trust_domain: config.trust_domain,
             lifetimes: config.lifetimes,
             clock,
             recorder,
+            store,
             authorities: Mutex::new(authorities),
             changes: Mutex::default(),
             recording: tokio::sync::Mutex::default(),
@@ -166,18 +168,52 @@ impl IdentityManager {
         request: &[u8],
     ) -> Result<Vec<CertificateDer<'static>>, CaError> {
         let registration = self.sponsored(name, sponsor)?;
-        self.refuse_revoked(name.spiffe_id())?;
-        let (ttl, now) = (self.ttl(&registration), (self.0.clock)());
-        let chain = self.issuing().signer.sign_request(name.spiffe_id(), request, ttl, now)?;
+        self.sign_registered(name.spiffe_id(), &registration, request).await
+    }
+
+    /// Signs the key of a request for an agent that was recognised, or for its application.
+    pub(crate) async fn sign_registered(
+        &self,
+        id: &SpiffeId,
+        to: &Registration,
+        request: &[u8],
+    ) -> Result<Vec<CertificateDer<'static>>, CaError> {
+        self.sign_key(id, Some(to.sponsor.clone()), request, self.ttl(to)).await
+    }
+
+    /// Signs the key of a request for a part of Aegis itself.
+    pub(crate) async fn sign_component(
+        &self,
+        name: &str,
+        request: &[u8],
+    ) -> Result<Vec<CertificateDer<'static>>, CaError> {
+        let id = self.component(name)?;
+        self.sign_key(&id, None, request, self.0.lifetimes.svid).await
+    }
+
+    async fn sign_key(
+        &self,
+        id: &SpiffeId,
+        sponsor: Option<Sponsor>,
+        request: &[u8],
+        ttl: Duration,
+    ) -> Result<Vec<CertificateDer<'static>>, CaError> {
+        self.refuse_revoked(id)?;
+        let now = (self.0.clock)();
+        let chain = self.issuing().signer.sign_request(id, request, ttl, now)?;
         let leaf = chain.first().ok_or(IssueError::Randomness)?;
         let event = IdentityEvent::X509Issued {
-            id: name.spiffe_id().clone(),
-            sponsor: Some(registration.sponsor),
+            id: id.clone(),
+            sponsor,
             serial: serial_of(leaf)?,
             not_after: now.plus(ttl),
         };
         self.record(&event).await?;
         Ok(chain)
+    }
+
+    fn component(&self, name: &str) -> Result<SpiffeId, InvalidIdentity> {
+        format!("{}/aegis/{name}", self.0.trust_domain.uri()).parse()
     }
 
     /// Issues the application's own SVID, `…/workload`.
@@ -190,7 +226,7 @@ impl IdentityManager {
     /// # Errors
     /// When `name` is not a path segment, or the audit log does not record it.
     pub async fn issue_component(&self, name: &str) -> Result<X509Svid, CaError> {
-        let id: SpiffeId = format!("{}/aegis/{name}", self.0.trust_domain.uri()).parse()?;
+        let id = self.component(name)?;
         self.issue_recorded(&id, None, self.0.lifetimes.svid).await
     }
 
@@ -321,6 +357,16 @@ impl IdentityManager {
         self.change(|authorities| authorities.tick((self.0.clock)()).map(|_| ()))
     }
 
+    /// Takes over what another replica with the same store has changed.
+    ///
+    /// # Errors
+    /// When it cannot be read; what is known stays in force then.
+    pub fn reload(&self) -> Result<(), CaError> {
+        self.0.store.reload().map_err(RotateError::from)?;
+        self.0.revoked.lock().reload()?;
+        self.change(|authorities| authorities.reopen((self.0.clock)()))
+    }
+
     /// Rotates when it is due, for as long as this runs.
     pub async fn keep_rotating(self) {
         loop {
@@ -339,6 +385,13 @@ impl IdentityManager {
     pub fn svids_of(&self, name: AgentId, sponsor: Sponsor) -> AgentSvids {
         let seen = Mutex::new(self.0.issuing.subscribe());
         AgentSvids { manager: self.clone(), name, sponsor, seen }
+    }
+
+    /// A source of SVIDs for a part of Aegis itself in this process.
+    #[must_use]
+    pub fn svids_of_component(&self, name: &str) -> ComponentSvids {
+        let seen = Mutex::new(self.0.issuing.subscribe());
+        ComponentSvids { manager: self.clone(), name: name.to_owned(), seen }
     }
 
     pub(crate) fn watch_issuing(&self) -> watch::Receiver<Arc<Issuing>> {
@@ -480,12 +533,38 @@ impl SvidFetcher for AgentSvids {
     }
 
     fn changed(&self) -> BoxFuture<'_, ()> {
-        // A clone has seen what this has seen.
-        let mut seen = self.seen.lock().clone();
+        changed(&self.seen)
+    }
+}
+
+/// SVIDs of a part of Aegis, straight from the CA in this process.
+#[derive(Debug)]
+pub struct ComponentSvids {
+    manager: IdentityManager,
+    name: String,
+    seen: Mutex<watch::Receiver<Arc<Issuing>>>,
+}
+
+impl SvidFetcher for ComponentSvids {
+    fn fetch(&self) -> BoxFuture<'_, Result<Fetched, Box<dyn Error + Send + Sync>>> {
         Box::pin(async move {
-            if seen.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
+            let bundle = self.seen.lock().borrow_and_update().bundle.clone();
+            let svid = self.manager.issue_component(&self.name).await?;
+            Ok(Fetched { svid, bundle })
         })
     }
+
+    fn changed(&self) -> BoxFuture<'_, ()> {
+        changed(&self.seen)
+    }
+}
+
+fn changed(seen: &Mutex<watch::Receiver<Arc<Issuing>>>) -> BoxFuture<'_, ()> {
+    // A clone has seen what this has seen.
+    let mut seen = seen.lock().clone();
+    Box::pin(async move {
+        if seen.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    })
 }

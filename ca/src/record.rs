@@ -2,10 +2,12 @@
 
 use std::{error::Error, fmt};
 
+use aegis_audit::{Draft, Journal, Kind as Recorded, Outcome};
 use aegis_core::{SpiffeId, Sponsor, Timestamp};
-use aegis_identity::Serial;
+use aegis_identity::{Clock, Serial};
 use futures::future::BoxFuture;
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::{
     revoke::Subject,
@@ -86,8 +88,53 @@ impl Recorder for Unrecorded {
     }
 }
 
+/// Appends to a journal; each event is on disk before it has effect.
+#[derive(Clone)]
+pub struct JournalRecorder {
+    /// The journal.
+    pub journal: Journal,
+    /// Tells when.
+    pub clock: Clock,
+}
+
 impl fmt::Debug for dyn Recorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Recorder")
+    }
+}
+
+impl IdentityEvent {
+    /// As the audit log has it.
+    #[must_use]
+    pub fn draft(&self, now: Timestamp) -> Draft {
+        let kind = match self {
+            Self::X509Issued { .. } | Self::JwtIssued { .. } => Recorded::IdentityIssued,
+            Self::Revoked { .. } | Self::Reinstated { .. } => Recorded::IdentityRevoked,
+            Self::AuthorityChanged { .. } => Recorded::Configuration,
+        };
+        let mut draft = Draft::new(kind, now, Outcome::Recorded);
+        if let Self::X509Issued { id, sponsor, .. } | Self::JwtIssued { id, sponsor, .. } = self {
+            draft.agent_id = Some(id.to_string());
+            draft.sponsor = sponsor.as_ref().map(ToString::to_string);
+        }
+        if let Value::Object(members) = json!(self) {
+            draft.detail = members;
+        }
+        draft
+    }
+}
+
+impl Recorder for JournalRecorder {
+    fn record<'a>(&'a self, event: &'a IdentityEvent) -> BoxFuture<'a, Result<(), RecorderError>> {
+        Box::pin(async move {
+            self.journal.append(event.draft((self.clock)())).await?.await?;
+            Ok(())
+        })
+    }
+}
+
+impl fmt::Debug for JournalRecorder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JournalRecorder").field("journal", &self.journal).finish_non_exhaustive()
     }
 }

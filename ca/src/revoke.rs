@@ -10,6 +10,8 @@ use tokio::sync::watch;
 use crate::{Store, StoreError, issue::MAX_SVID_TTL};
 
 const FILE: &str = "revocations.json";
+/// Why an identity is revoked whose AgentIdentity is gone. It is taken back when that comes again.
+pub(crate) const DELETED: &str = "its AgentIdentity was deleted";
 /// The longest reason that is kept.
 const MAX_REASON_CHARS: usize = 500;
 
@@ -57,12 +59,19 @@ pub(crate) struct RevocationList {
 
 impl RevocationList {
     pub(crate) fn open(store: Arc<dyn Store>) -> Result<Self, RevokeError> {
-        let entries: Vec<Revoked> = match store.read(FILE)? {
-            Some(bytes) => serde_json::from_slice(&bytes).map_err(RevokeError::Corrupt)?,
-            None => Vec::new(),
-        };
+        let entries = read(&*store)?;
         let publish = watch::Sender::new(Arc::new(snapshot(&entries)));
         Ok(Self { store, entries, publish })
+    }
+
+    /// Reads again what another replica may have changed.
+    pub(crate) fn reload(&mut self) -> Result<(), RevokeError> {
+        let entries = read(&*self.store)?;
+        if entries != self.entries {
+            self.publish.send_replace(Arc::new(snapshot(&entries)));
+            self.entries = entries;
+        }
+        Ok(())
     }
 
     pub(crate) fn entries(&self) -> &[Revoked] {
@@ -80,10 +89,12 @@ impl RevocationList {
         now: Timestamp,
     ) -> Result<(), RevokeError> {
         let mut entries = self.entries.clone();
-        // A certificate that has expired needs no revocation any more; an identity keeps its own.
+        // A certificate that has expired needs no revocation any more, and what has no AgentIdentity
+        // gets no new one; any other identity keeps its own.
         let gone = |at: Timestamp| at.plus(MAX_SVID_TTL + CLOCK_SKEW) < now;
         entries.retain(|e| {
-            e.subject != subject && !(matches!(e.subject, Subject::Serial(_)) && gone(e.at))
+            let ends = matches!(e.subject, Subject::Serial(_)) || e.reason == DELETED;
+            e.subject != subject && !(ends && gone(e.at))
         });
         let reason = reason.chars().take(MAX_REASON_CHARS).collect();
         entries.push(Revoked { subject, at: now, reason });
@@ -105,6 +116,13 @@ impl RevocationList {
         self.publish.send_replace(Arc::new(snapshot(&entries)));
         self.entries = entries;
         Ok(())
+    }
+}
+
+fn read(store: &dyn Store) -> Result<Vec<Revoked>, RevokeError> {
+    match store.read(FILE)? {
+        Some(bytes) => serde_json::from_slice(&bytes).map_err(RevokeError::Corrupt),
+        None => Ok(Vec::new()),
     }
 }
 

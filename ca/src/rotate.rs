@@ -139,6 +139,13 @@ impl Authorities {
         Ok(authorities)
     }
 
+    /// Reads again what another replica may have changed, and goes on from there.
+    pub(crate) fn reopen(&mut self, now: Timestamp) -> Result<(), RotateError> {
+        let (store, domain) = (Arc::clone(&self.store), self.state.trust_domain.clone());
+        *self = Self::open(store, &domain, self.lifetimes, now)?;
+        Ok(())
+    }
+
     /// Does what is due at `now`. Returns whether anything changed.
     pub(crate) fn tick(&mut self, now: Timestamp) -> Result<bool, RotateError> {
         let mut draft = self.draft();
@@ -335,14 +342,18 @@ impl Authorities {
     /// Makes a draft durable, then current. After an error the old state is still the current one.
     fn commit(&mut self, mut draft: Draft) -> Result<(), RotateError> {
         draft.state.sequence = self.state.sequence + 1;
-        for (id, key) in &draft.new_keys {
-            if let Some(record) = draft.state.by_id(id) {
-                self.store.write(&record.key_file(), key)?;
-            }
-        }
         let text = serde_json::to_vec_pretty(&draft.state)
             .map_err(|error| RotateError::Corrupt(error.to_string()))?;
-        self.store.write(STATE, &text)?;
+        let mut files = Vec::new();
+        for (id, key) in &draft.new_keys {
+            if let Some(record) = draft.state.by_id(id) {
+                files.push((record.key_file(), key.as_slice()));
+            }
+        }
+        let mut pieces: Vec<(&str, &[u8])> =
+            files.iter().map(|(name, key)| (name.as_str(), *key)).collect();
+        pieces.push((STATE, &text));
+        self.store.write_all(&pieces)?;
         self.state = draft.state;
         self.keys.append(&mut draft.new_keys);
         let state = &self.state;

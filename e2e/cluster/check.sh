@@ -110,10 +110,12 @@ PY
 answers_inside_as_outside() { "$CLUSTER" exec kubectl get --raw /readyz; }
 is_up_once() { "$CLUSTER" up | grep -q 'is up'; }
 
-# valid CHART: it lints, and its package holds all that it needs.
+# valid CHART ARGUMENT…: with these values it lints, and its package holds all that it needs.
 valid() {
-  helm lint --strict "charts/$1" --set trustDomain=acme.example
-  helm package "charts/$1" --destination "$SCRATCH/$1"
+  local chart=$1
+  shift
+  helm lint --strict "charts/$chart" "$@"
+  helm package "charts/$chart" --destination "$SCRATCH/$chart"
 }
 # rendered CHART ARGUMENT…: its package with these values, asked of the API server.
 rendered() {
@@ -128,31 +130,46 @@ chart_of_kinds() {
 }
 
 chart() {
-  valid aegis
+  valid aegis --set trustDomain=acme.example
   kubectl create namespace aegis-system
   # Where pods must be restricted, a Deployment whose pods are not gets a warning.
   kubectl label namespace aegis-system pod-security.kubernetes.io/{enforce,warn}=restricted
   rendered aegis --set trustDomain=acme.example 2>&1 | tee "$SCRATCH/taken"
+  rendered aegis --set trustDomain=acme.example,ledger.postgres.trial=true 2>&1 | tee -a "$SCRATCH/taken"
   rendered aegis --set trustDomain=acme.example -f charts/aegis/values-ha.yaml \
-    --set ledger.enabled=true,ledger.postgres.secretName=ledger 2>&1 | tee -a "$SCRATCH/taken"
+    --set ledger.postgres.secretName=ledger,dashboards.enabled=true 2>&1 | tee -a "$SCRATCH/taken"
+  rendered aegis --set trustDomain=acme.example,ca.enabled=false,ledger.mode=read,ledger.postgres.secretName=ledger 2>&1 |
+    tee -a "$SCRATCH/taken"
   fails grep -i warning "$SCRATCH/taken"
   fails helm template aegis charts/aegis
   fails helm template aegis charts/aegis --set trustDomain=acme.example,unknown=1
+  fails helm template aegis charts/aegis --set trustDomain=acme.example,ledger.replicas=2
+  fails helm template aegis charts/aegis --set trustDomain=acme.example,ca.enabled=false
 }
 
-# The chart's policy alone, without the webhook: as if the operator were down.
+# The chart's policies alone, without the webhook: as if the operator were down. The pods are from before that.
 enrolled_pods() {
   kubectl create namespace shop
-  within 30 kubectl -n shop run before --image=aegis.dev/e2e/pause:1
+  within 30 kubectl -n shop get serviceaccount default
+  kubectl -n shop run plain --image=aegis.dev/e2e/pause:1
+  sed -n '/^{$/,$p' operator/tests/it/pods.golden | kubectl -n shop create -f - --dry-run=client -o json |
+    python3 -c 'import json, sys; pod = json.load(sys.stdin); pod["metadata"]["name"] = "pause"; print(json.dumps(pod))' |
+    kubectl -n shop create -f -
+  kubectl -n shop wait --for=condition=Ready pod/plain --timeout=60s
   helm template aegis charts/aegis -n aegis-system --set trustDomain=acme.example \
-    --set images.sidecar.repository=proxy --set-string images.sidecar.tag=1 \
+    --set images.sidecar.repository=registry.acme.example/aegis,'injection.args={sidecar}' \
+    --set-string images.sidecar.tag=1 \
     -s templates/operator/enrolled-pods.yaml | kubectl apply --server-side -f -
   kubectl label namespace shop aegis.dev/inject=enabled
-  # The API server takes a moment to have compiled it.
+  # The API server takes a moment to have compiled them.
   within 30 fails kubectl -n shop run probe --image=app --dry-run=server
-  e2e/cluster/enrolled_pods.py shop proxy:1
-  fails kubectl -n shop debug before --image=app 2>&1 | grep 'debug container'
+  e2e/cluster/enrolled_pods.py shop --guards
   kubectl -n proof run other --image=app --dry-run=server
+}
+
+alerts() {
+  promtool check rules charts/aegis/alerts/rules.yaml
+  promtool test rules charts/aegis/alerts/rules_test.yaml
 }
 
 leaves_nothing() {
@@ -164,7 +181,7 @@ leaves_nothing() {
   "$CLUSTER" down
 }
 
-e2e/setup.sh kubernetes containerd coredns helm
+e2e/setup.sh kubernetes containerd coredns helm prometheus
 [[ -x $AEGIS_BIN ]] || { echo "e2e/cluster/check.sh: there is no $AEGIS_BIN; build it: cargo build -p aegis" >&2; exit 1; }
 ID=$(sha256sum <<<"$AEGIS_CLUSTER" | cut -c1-8)
 "$CLUSTER" up
@@ -187,6 +204,7 @@ check "a second \`up\` changes nothing" is_up_once
 # The kinds are generated; a tree without them has no chart of kinds to check.
 [[ ! -d crds ]] || check "the chart aegis-crds is valid for this API server" chart_of_kinds
 check "the chart aegis is valid for this API server" chart
+check "each alert fires for its cause, and not without it" alerts
 check "enrolled namespaces take injected pods only" enrolled_pods
 check "\`down\` leaves nothing, and may be repeated" leaves_nothing
 exit "$FAILED"

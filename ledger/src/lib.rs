@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 mod metrics;
+pub mod ship;
 
 /// What the router serves from.
 #[derive(Clone, Debug)]

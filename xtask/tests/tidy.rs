@@ -21,7 +21,7 @@ fn level(name: &str) -> u8 {
         "aegis-core" | "aegis-runtime" => 0,
         "aegis-policy" | "aegis-audit" | "aegis-identity" | "aegis-protocol"
         | "aegis-resources" | "aegis-api" => 1,
-        "aegis-kernel" => 2,
+        "aegis-kernel" | "aegis-mesh" => 2,
         "aegis-sidecar" | "aegis-ca" | "aegis-ledger" | "aegis-operator" => 3,
         "aegis" => 4,
         "aegis-e2e" | "xtask" => 5,

@@ -7,6 +7,8 @@ mod fixture;
 #[cfg(test)]
 mod go_spiffe;
 #[cfg(test)]
+mod kubernetes;
+#[cfg(test)]
 mod protocol;
 #[cfg(test)]
 mod workload_api;

@@ -60,3 +60,31 @@ matchExpressions:
     operator: NotIn
     values: {{- append .Values.injection.excludedNamespaces .Release.Namespace | uniq | toYaml | nindent 6 }}
 {{- end }}
+
+{{- /* The token by which a component of Aegis gets its SVID. */}}
+{{- define "aegis.token" -}}
+- name: token
+  projected:
+    sources: [{ serviceAccountToken: { audience: {{ .Values.injection.audience }}, expirationSeconds: 600, path: token } }]
+{{- end }}
+
+{{- /* Where the ledger is kept: postgres, trial (the chart's own) or sqlite. Nothing is guessed. */}}
+{{- define "aegis.ledgerStore" -}}
+{{- $ledger := .Values.ledger -}}
+{{- if and $ledger.postgres.trial $ledger.postgres.secretName -}}
+{{- fail "ledger.postgres.trial and ledger.postgres.secretName name two databases; keep one" -}}
+{{- else if $ledger.postgres.secretName -}}
+postgres
+{{- else if $ledger.postgres.trial -}}
+trial
+{{- else if eq $ledger.mode "read" -}}
+{{- fail "a ledger that only reads needs a log to read: ledger.postgres.secretName names the Secret with its postgres:// URL; set it" -}}
+{{- else if gt ($ledger.replicas | int) 1 -}}
+{{- fail "SQLite takes one replica of the ledger; set ledger.postgres.secretName, or ledger.replicas to 1" -}}
+{{- else -}}
+sqlite
+{{- end -}}
+{{- if and (eq $ledger.mode "write") (not .Values.ca.enabled) -}}
+{{- fail "a ledger that writes takes journals over mutual TLS and needs the CA; set ca.enabled" -}}
+{{- end -}}
+{{- end }}

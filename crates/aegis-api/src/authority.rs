@@ -3,8 +3,10 @@
 /// The generated messages and the service.
 #[expect(
     missing_docs,
+    clippy::too_many_lines,
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
+    clippy::too_many_lines,
     reason = "generated code"
 )]
 pub mod proto {

@@ -1,7 +1,9 @@
 //! The appender: many callers, one writer thread, one `fsync` for whatever has queued up.
 //!
-//! There is no timer on the append path. The writer takes what is there, commits it, and wakes the
-//! callers; under load batches grow by themselves, and an idle journal answers after a single sync.
+//! Nobody who waits is delayed by a timer. The writer takes what is there, commits it, and wakes the
+//! callers; under load batches grow by themselves, and an idle journal answers after a single sync. Only
+//! entries that nobody waits for are gathered for a moment: they go with the next that somebody does
+//! wait for, in its sync.
 //! A caller chooses how far its record must be before it goes on ([`Durability`]). The queue is
 //! bounded: callers wait for room, except buffered ones, whose loss is counted and recorded as a
 //! `gap` entry.
@@ -24,6 +26,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::checkpoint::Head;
 use crate::entry::{Draft, EntryError, Rendered};
+use crate::import::Import;
 use crate::note::{Signer, Verifier};
 use crate::read::Reader;
 use crate::store::{Location, StoreError};
@@ -72,6 +75,11 @@ pub enum AppendError {
     /// The journal has been closed.
     #[error("the audit journal is closed")]
     Closed,
+    /// It is on disk here, and the ledger of the cluster has not said that it has it.
+    #[error(
+        "the ledger has not acknowledged the audit entry within {0:?}; check that it is reached"
+    )]
+    Unacknowledged(Duration),
     /// The store did not take it. Nothing of it was written.
     #[error("the audit entry was not recorded: {0}")]
     Store(Arc<StoreError>),
@@ -94,6 +102,28 @@ pub struct Observed<'a> {
 /// Sees every committed entry, in order, on the writer's thread: keep it short.
 pub type Observer = Box<dyn FnMut(&Observed<'_>) + Send>;
 
+/// A ledger elsewhere that has to have an entry before it counts as recorded: this journal's disk
+/// may go with its pod.
+#[derive(Clone, Debug)]
+pub struct Acknowledged {
+    /// How many of the journal's entries the ledger has.
+    pub size: watch::Receiver<u64>,
+    /// How long it may take to say so.
+    pub patience: Duration,
+}
+
+impl Acknowledged {
+    async fn covers(&self, index: u64) -> Result<(), AppendError> {
+        let mut size = self.size.clone();
+        let arrived = tokio::time::timeout(self.patience, size.wait_for(|size| *size > index));
+        // When nobody ships any more, nobody will say so either.
+        match arrived.await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(AppendError::Unacknowledged(self.patience)),
+        }
+    }
+}
+
 /// How a journal is opened.
 pub struct Options {
     /// Whose journal this is: a SPIFFE ID or a name.
@@ -110,6 +140,8 @@ pub struct Options {
     pub witnesses: Vec<PathBuf>,
     /// See every committed entry.
     pub observers: Vec<Observer>,
+    /// Who has to have what [`Durability::Strict`] records, besides this journal's disk.
+    pub acknowledged: Option<Acknowledged>,
 }
 
 impl fmt::Debug for Options {
@@ -121,6 +153,7 @@ impl fmt::Debug for Options {
             .field("checkpoint_interval", &self.checkpoint_interval)
             .field("saved_checkpoint", &self.saved_checkpoint)
             .field("witnesses", &self.witnesses)
+            .field("acknowledged", &self.acknowledged)
             .finish_non_exhaustive()
     }
 }
@@ -137,6 +170,7 @@ impl Options {
             saved_checkpoint: None,
             witnesses: Vec::new(),
             observers: Vec::new(),
+            acknowledged: None,
         }
     }
 }
@@ -144,12 +178,23 @@ impl Options {
 /// What the writer is asked to do.
 pub(crate) enum Command {
     Append(Box<Pending>),
+    Import(Import),
     Checkpoint(oneshot::Sender<Result<String, AppendError>>),
     EraseSalts(Vec<u64>, oneshot::Sender<Result<u64, AppendError>>),
     Close(oneshot::Sender<Result<(), AppendError>>),
 }
 
-/// An entry on its way. Without a reply it is a buffered one, whose loss is counted.
+impl Command {
+    /// Whether somebody waits until this is done.
+    pub(crate) fn is_awaited(&self) -> bool {
+        match self {
+            Self::Append(pending) => pending.reply.is_some(),
+            Self::Checkpoint(_) | Self::EraseSalts(..) | Self::Close(_) => true,
+        }
+    }
+}
+
+/// An entry on its way. Without a reply nobody waits for it, and its loss is counted.
 pub(crate) struct Pending {
     pub(crate) draft: Draft,
     pub(crate) rendered: Rendered,
@@ -206,6 +251,7 @@ struct Inner {
     checkpoint: watch::Receiver<Arc<str>>,
     counters: Arc<Counters>,
     reader: Reader,
+    acknowledged: Option<Acknowledged>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -255,6 +301,7 @@ impl Journal {
         let counters = Arc::new(Counters::default());
         let source: Arc<str> = options.source.as_str().into();
         let signer = options.signer.clone();
+        let acknowledged = options.acknowledged.clone();
         let started = writer::start(place.clone(), options, queue, Arc::clone(&counters)).await?;
         Ok(Self {
             inner: Arc::new(Inner {
@@ -265,6 +312,7 @@ impl Journal {
                 checkpoint: started.checkpoint,
                 counters,
                 reader: Reader::open(place).await?,
+                acknowledged,
                 thread: Mutex::new(Some(started.thread)),
             }),
         })
@@ -286,6 +334,18 @@ impl Journal {
         let sent = self.inner.commands.send(Command::Append(pending)).await;
         sent.map_err(|_| AppendError::Closed)?;
         Ok(ticket)
+    }
+
+    /// Queues an entry that nobody waits for, waiting for room. Should it not become durable, it is
+    /// counted as lost, and the loss is recorded as a `gap`.
+    ///
+    /// # Errors
+    /// As [`Journal::append`].
+    pub async fn append_later(&self, draft: Draft) -> Result<(), AppendError> {
+        let rendered = draft.render(&self.inner.source)?;
+        let pending = Box::new(Pending { draft, rendered, reply: None });
+        let sent = self.inner.commands.send(Command::Append(pending)).await;
+        sent.map_err(|_| AppendError::Closed)
     }
 
     /// Queues an entry if there is room now.
@@ -316,14 +376,20 @@ impl Journal {
     ///
     /// # Errors
     /// When the entry has no canonical form or the journal is closed; in strict mode also when it
-    /// did not become durable.
+    /// did not become durable, or was not acknowledged where [`Options::acknowledged`] asks for it.
     pub async fn record(
         &self,
         draft: Draft,
         durability: Durability,
     ) -> Result<Recorded, AppendError> {
         match durability {
-            Durability::Strict => Ok(Recorded::Durable(self.append(draft).await?.await?)),
+            Durability::Strict => {
+                let committed = self.append(draft).await?.await?;
+                if let Some(acknowledged) = &self.inner.acknowledged {
+                    acknowledged.covers(committed.index).await?;
+                }
+                Ok(Recorded::Durable(committed))
+            }
             Durability::Overlap => Ok(Recorded::Pending(self.append(draft).await?)),
             Durability::Buffered => {
                 let rendered = draft.render(&self.inner.source)?;
@@ -346,6 +412,11 @@ impl Journal {
         let sent = self.inner.commands.send(command(reply)).await;
         sent.map_err(|_| AppendError::Closed)?;
         answer.await.unwrap_or(Err(AppendError::Closed))
+    }
+
+    /// Whether a command has reached the writer.
+    pub(crate) async fn send(&self, command: Command) -> bool {
+        self.inner.commands.send(command).await.is_ok()
     }
 
     /// Signs a checkpoint over everything committed so far and returns it.

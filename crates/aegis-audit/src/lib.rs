@@ -16,6 +16,7 @@ pub mod entry;
 pub mod export;
 mod file;
 mod flush;
+pub mod import;
 pub mod journal;
 mod kind;
 mod log;
@@ -37,9 +38,10 @@ mod writer;
 
 pub use checkpoint::{Checkpoint, Head};
 pub use entry::{Draft, Entry, Kind, Outcome, PolicyRef};
+pub use import::{Foreign, ImportError};
 pub use journal::{
-    AppendError, Committed, Durability, Journal, Observed, Observer, Options, Recorded, Statistics,
-    Ticket,
+    Acknowledged, AppendError, Committed, Durability, Journal, Observed, Observer, Options,
+    Recorded, Statistics, Ticket,
 };
 pub use log::AuditLog;
 pub use note::{Signer, Verifier};

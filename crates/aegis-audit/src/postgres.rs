@@ -4,6 +4,8 @@
 //! A sequencer that was overtaken (a paused pod, a slow network) fails its next append and stops; it
 //! can never write beside its successor.
 
+use std::collections::{BTreeSet, HashMap};
+
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection as _, Executor as _};
 
@@ -88,10 +90,16 @@ impl PostgresStore {
             return Ok(false);
         }
         let mut columns = Arrays::default();
+        let names = batch.rows.iter().filter_map(|row| row.source);
+        let sources = source_ids(&mut tx, names.collect()).await?;
         for row in &batch.rows {
-            columns.push(row);
+            let source = match row.source {
+                None => self.source,
+                Some(name) => *sources.get(name).ok_or(sqlx::Error::RowNotFound)?,
+            };
+            columns.push(row, source);
         }
-        columns.insert(self.source).execute(&mut *tx).await?;
+        columns.insert().execute(&mut *tx).await?;
         if !batch.salts.is_empty() {
             let (indices, salts): (Vec<i64>, Vec<Vec<u8>>) = batch
                 .salts
@@ -167,9 +175,33 @@ impl PostgresStore {
     }
 }
 
+/// The rows of sources, made where there are none.
+async fn source_ids(
+    tx: &mut PgConnection,
+    names: BTreeSet<&str>,
+) -> Result<HashMap<String, i64>, sqlx::Error> {
+    if names.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
+    sqlx::query(
+        "INSERT INTO audit_sources (name) SELECT * FROM UNNEST($1::text[]) ON CONFLICT DO NOTHING",
+    )
+    .bind(names.clone())
+    .execute(&mut *tx)
+    .await?;
+    let ids: Vec<(String, i64)> =
+        sqlx::query_as("SELECT name, id FROM audit_sources WHERE name = ANY($1)")
+            .bind(names)
+            .fetch_all(&mut *tx)
+            .await?;
+    Ok(ids.into_iter().collect())
+}
+
 /// A batch of rows, column by column.
 #[derive(Default)]
 struct Arrays<'a> {
+    source: Vec<i64>,
     index: Vec<i64>,
     sequence: Vec<i64>,
     leaf: Vec<&'a [u8]>,
@@ -185,7 +217,8 @@ struct Arrays<'a> {
 }
 
 impl<'a> Arrays<'a> {
-    fn push(&mut self, row: &'a Row<'_>) {
+    fn push(&mut self, row: &'a Row<'_>, source: i64) {
+        self.source.push(source);
         self.index.push(signed(row.index));
         self.sequence.push(signed(row.sequence));
         self.leaf.push(row.leaf.as_bytes());
@@ -200,15 +233,12 @@ impl<'a> Arrays<'a> {
         self.body.push(&row.body);
     }
 
-    fn insert(
-        self,
-        source: i64,
-    ) -> sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments> {
+    fn insert(self) -> sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments> {
         sqlx::query(
             "INSERT INTO audit_entries (idx, sequence, leaf, timestamp, kind, result, agent_id, \
-             reason, server, tool, decision_id, body, source) SELECT *, $13 FROM UNNEST(\
+             reason, server, tool, decision_id, body, source) SELECT * FROM UNNEST(\
              $1::bigint[], $2::bigint[], $3::bytea[], $4::bigint[], $5::text[], $6::text[], \
-             $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::bytea[])",
+             $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::bytea[], $13::bigint[])",
         )
         .bind(self.index)
         .bind(self.sequence)
@@ -222,7 +252,7 @@ impl<'a> Arrays<'a> {
         .bind(self.tool)
         .bind(self.decision_id)
         .bind(self.body)
-        .bind(source)
+        .bind(self.source)
     }
 }
 

@@ -5,13 +5,16 @@
 //! write-ahead log into the database (SQLite's own "checkpoint") runs on another connection, off the
 //! append path ([`crate::flush`]), because it is what makes the tail of commit times.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavior, params};
+use rusqlite::{
+    Connection, OpenFlags, OptionalExtension as _, Transaction, TransactionBehavior, params,
+};
 
 use crate::file::{beside, check_file, lock, sync_folder};
 use crate::flush::{FLUSH_BY_FORCE, Flusher};
@@ -183,11 +186,23 @@ impl SqliteStore {
             return Ok(false);
         }
         let mut insert = tx.prepare_cached(INSERT_ENTRY)?;
+        let mut sources = HashMap::new();
         for row in &batch.rows {
+            let source = match row.source {
+                None => self.source,
+                Some(name) => match sources.get(name) {
+                    Some(id) => *id,
+                    None => {
+                        let id = source_id(&tx, name)?;
+                        sources.insert(name, id);
+                        id
+                    }
+                },
+            };
             let columns = &row.columns;
             insert.execute(params![
                 signed(row.index),
-                self.source,
+                source,
                 signed(row.sequence),
                 row.leaf.as_bytes(),
                 columns.timestamp,
@@ -339,11 +354,14 @@ fn begin(
             expected: verifier.to_owned(),
         });
     }
-    tx.execute("INSERT OR IGNORE INTO audit_sources (name) VALUES (?)", (source,))
-        .map_err(failed)?;
-    let id = tx
-        .query_row("SELECT id FROM audit_sources WHERE name = ?", (source,), |row| row.get(0))
-        .map_err(failed)?;
+    let id = source_id(&tx, source).map_err(failed)?;
     tx.commit().map_err(failed)?;
     Ok((epoch, id))
+}
+
+/// The row of a source, made if there is none.
+fn source_id(tx: &Transaction<'_>, name: &str) -> rusqlite::Result<i64> {
+    tx.prepare_cached("INSERT OR IGNORE INTO audit_sources (name) VALUES (?)")?.execute((name,))?;
+    tx.prepare_cached("SELECT id FROM audit_sources WHERE name = ?")?
+        .query_row((name,), |row| row.get(0))
 }

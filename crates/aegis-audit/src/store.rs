@@ -239,6 +239,8 @@ impl<'a> From<&'a Draft> for Columns<'a> {
 #[derive(Debug)]
 pub(crate) struct Row<'a> {
     pub(crate) index: u64,
+    /// Whose chain it is in, if not the journal's own.
+    pub(crate) source: Option<&'a str>,
     pub(crate) sequence: u64,
     pub(crate) leaf: Digest,
     pub(crate) body: Vec<u8>,

@@ -4,10 +4,12 @@
 //! nothing behind. After a failure the connection is opened anew and the tree is read back, because
 //! a commit whose sync failed may still have happened.
 
+mod import;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use aegis_core::Timestamp;
 use serde_json::{Map, Value, json};
@@ -29,6 +31,8 @@ use crate::{tile, tree, witness};
 
 /// The most entries in one transaction.
 const MAX_BATCH: usize = 1_024;
+/// How long entries that nobody waits for are gathered: a commit costs the same for one as for many.
+const GATHER: Duration = Duration::from_millis(50);
 
 /// Either store. SQLite is called on this thread, which has nothing else to do meanwhile.
 enum Store {
@@ -130,13 +134,17 @@ async fn main(
             return;
         }
     };
-    let mut ticks = tokio::time::interval(interval.max(std::time::Duration::from_millis(1)));
+    let mut ticks = tokio::time::interval(interval.max(Duration::from_millis(1)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut commands = Vec::with_capacity(MAX_BATCH);
     loop {
         tokio::select! {
             taken = queue.recv_many(&mut commands, MAX_BATCH) => {
-                if taken == 0 || writer.run(&mut commands).await {
+                if taken == 0 {
+                    break;
+                }
+                gather(&mut queue, &mut commands).await;
+                if writer.run(&mut commands).await {
                     break;
                 }
             }
@@ -149,6 +157,26 @@ async fn main(
     writer.reader.close().await;
 }
 
+/// Takes more from the queue until somebody waits, the batch is full, or [`GATHER`] is over.
+async fn gather(queue: &mut mpsc::Receiver<Command>, commands: &mut Vec<Command>) {
+    let until = tokio::time::Instant::now() + GATHER;
+    let mut looked_at = 0;
+    loop {
+        if commands.iter().skip(looked_at).any(Command::is_awaited) {
+            return;
+        }
+        looked_at = commands.len();
+        let room = MAX_BATCH.saturating_sub(looked_at);
+        if room == 0 {
+            return;
+        }
+        match tokio::time::timeout_at(until, queue.recv_many(commands, room)).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+    }
+}
+
 struct Writer {
     store: Store,
     reader: Reader,
@@ -158,6 +186,7 @@ struct Writer {
     saved: Option<PathBuf>,
     tree: Tree,
     chain: SourceHead,
+    chains: import::Chains,
     signed: u64,
     /// The state in memory may not be the store's.
     stale: bool,
@@ -209,6 +238,7 @@ impl Writer {
             saved,
             tree,
             chain,
+            chains: import::Chains::new(),
             signed,
             stale: false,
             fenced: false,
@@ -260,10 +290,11 @@ impl Writer {
     /// Carries out what was taken from the queue; whether the journal is to end.
     async fn run(&mut self, commands: &mut Vec<Command>) -> bool {
         let mut batch = Vec::with_capacity(commands.len());
-        let mut closing = Vec::new();
+        let (mut imports, mut closing) = (Vec::new(), Vec::new());
         for command in commands.drain(..) {
             match command {
                 Command::Append(pending) => batch.push(*pending),
+                Command::Import(import) => imports.push(import),
                 Command::Checkpoint(reply) => {
                     self.commit(std::mem::take(&mut batch)).await;
                     let signed = self.sign().await;
@@ -278,6 +309,7 @@ impl Writer {
             }
         }
         self.commit(batch).await;
+        self.import(imports).await;
         if closing.is_empty() {
             return false;
         }
@@ -395,6 +427,7 @@ impl Writer {
         }
         self.tree = self.reader.tree().await?;
         self.chain = self.reader.source(&self.source).await?;
+        self.chains.clear();
         self.head.send_replace(self.tree.head());
         self.stale = false;
         Ok(())
@@ -420,7 +453,8 @@ impl Writer {
             if let Some(salt) = pending.draft.salt {
                 salts.push((index, salt));
             }
-            rows.push(Row { index, sequence, leaf, body, columns: (&pending.draft).into() });
+            let columns = (&pending.draft).into();
+            rows.push(Row { index, source: None, sequence, leaf, body, columns });
             committed.push(Committed { index, leaf });
         }
         let head = tree.head();

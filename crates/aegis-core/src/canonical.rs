@@ -91,7 +91,13 @@ fn write_number(out: &mut Vec<u8>, number: &Number) -> Result<(), CanonicalError
 pub fn write_string(out: &mut Vec<u8>, text: &str) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     out.push(b'"');
-    for &byte in text.as_bytes() {
+    let mut rest = text.as_bytes();
+    // Most texts have nothing to escape: they are copied in one piece.
+    while let Some(at) = rest.iter().position(|&byte| byte < 0x20 || byte == b'"' || byte == b'\\')
+    {
+        let (plain, escaped) = rest.split_at(at);
+        out.extend_from_slice(plain);
+        let Some((&byte, after)) = escaped.split_first() else { break };
         match byte {
             b'"' => out.extend_from_slice(b"\\\""),
             b'\\' => out.extend_from_slice(b"\\\\"),
@@ -100,15 +106,16 @@ pub fn write_string(out: &mut Vec<u8>, text: &str) {
             0x0a => out.extend_from_slice(b"\\n"),
             0x0c => out.extend_from_slice(b"\\f"),
             0x0d => out.extend_from_slice(b"\\r"),
-            control @ 0x00..=0x1f => {
+            control => {
                 out.extend_from_slice(b"\\u00");
                 for digit in [control >> 4, control & 0xf] {
                     out.push(HEX.get(usize::from(digit)).copied().unwrap_or(b'0'));
                 }
             }
-            plain => out.push(plain),
         }
+        rest = after;
     }
+    out.extend_from_slice(rest);
     out.push(b'"');
 }
 

@@ -82,7 +82,7 @@ pub enum SourceError {
 
 /// The SVID of this process, kept current by a task that ends with the source.
 pub struct SvidSource {
-    current: watch::Receiver<Arc<Identity>>,
+    current: watch::Sender<Arc<Identity>>,
     clock: Clock,
     renewal: AbortHandle,
 }
@@ -105,8 +105,8 @@ impl SvidSource {
         jitter: Jitter,
     ) -> Result<Self, SourceError> {
         let first = fetcher.fetch().await.map_err(SourceError::Fetch)?;
-        let (publish, current) = watch::channel(Arc::new(Identity::new(first)?));
-        let task = tokio::spawn(renew(fetcher, publish, Arc::clone(&clock), jitter));
+        let current = watch::Sender::new(Arc::new(Identity::new(first)?));
+        let task = tokio::spawn(renew(fetcher, current.clone(), Arc::clone(&clock), jitter));
         Ok(Self { current, clock, renewal: task.abort_handle() })
     }
 
@@ -132,7 +132,18 @@ impl SvidSource {
     /// Tells of every new SVID and bundle.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Arc<Identity>> {
-        self.current.clone()
+        self.current.subscribe()
+    }
+
+    /// Believes another bundle from now on, without waiting for the next renewal.
+    pub fn believe(&self, bundle: Bundle) {
+        self.current.send_if_modified(|current| {
+            let changed = current.bundle != bundle;
+            if changed {
+                *current = Arc::new(Identity { bundle, ..(**current).clone() });
+            }
+            changed
+        });
     }
 
     /// The clock that this source goes by.
@@ -201,7 +212,14 @@ async fn renew(
             tokio::time::sleep(jittered(backoff, jitter())).await;
             backoff = backoff.saturating_mul(2).min(LONGEST_BACKOFF);
         };
-        publish.send_replace(Arc::new(next));
+        publish.send_modify(|current| {
+            let mut next = next;
+            // A change of the authorities may have overtaken the answer.
+            if current.bundle.sequence() > next.bundle.sequence() {
+                next.bundle = current.bundle.clone();
+            }
+            *current = Arc::new(next);
+        });
     }
 }
 

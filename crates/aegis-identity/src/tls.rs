@@ -25,7 +25,7 @@ use rustls::{
 use tokio::sync::watch;
 
 use crate::{
-    Clock, PeerIdentity, Revocations, SvidSource, VerifyError, verify::Leaf, verify_chain,
+    Bundle, Clock, PeerIdentity, Revocations, SvidSource, VerifyError, verify::Leaf, verify_chain,
 };
 
 /// Which peers an endpoint talks to.
@@ -106,7 +106,7 @@ pub fn provider() -> Arc<CryptoProvider> {
 
 /// Everything that a peer is checked against, at the moment of its handshake.
 struct PeerCheck {
-    source: Arc<SvidSource>,
+    bundle: Box<dyn Fn() -> Bundle + Send + Sync>,
     revocations: watch::Receiver<Arc<Revocations>>,
     rule: PeerRule,
     clock: Clock,
@@ -124,7 +124,7 @@ impl PeerCheck {
             .map(|certificate| CertificateDer::from(certificate.as_ref()))
             .collect();
         let revocations = Arc::clone(&self.revocations.borrow());
-        let peer = verify_chain(&chain, &self.source.bundle(), &revocations, (self.clock)())
+        let peer = verify_chain(&chain, &(self.bundle)(), &revocations, (self.clock)())
             .map_err(refusal)?;
         if !self.rule.accepts(&peer.id) {
             return Err(refusal(VerifyError::NotAccepted(peer.id)));
@@ -281,9 +281,10 @@ fn peer_verifier(
     revocations: watch::Receiver<Arc<Revocations>>,
     rule: PeerRule,
 ) -> Arc<PeerVerifier> {
+    let believed = Arc::clone(source);
     Arc::new(PeerVerifier(PeerCheck {
         clock: source.clock(),
-        source: Arc::clone(source),
+        bundle: Box::new(move || believed.bundle()),
         revocations,
         rule,
         provider: provider(),
@@ -299,14 +300,31 @@ pub fn server_config(
     revocations: watch::Receiver<Arc<Revocations>>,
     rule: PeerRule,
 ) -> Result<ServerConfig, TlsError> {
-    let mut config = ServerConfig::builder_with_provider(provider())
+    let config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(peer_verifier(source, revocations, rule))
         .with_cert_resolver(Arc::new(Presented(Arc::clone(source))));
+    Ok(without_resumption(config))
+}
+
+/// A server that shows the source's SVID to anyone: for those who have none yet, such as who comes
+/// to the CA for the first one. It has to learn in another way who asks.
+///
+/// # Errors
+/// When rustls refuses the configuration.
+pub fn open_server_config(source: &Arc<SvidSource>) -> Result<ServerConfig, TlsError> {
+    let config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(Presented(Arc::clone(source))));
+    Ok(without_resumption(config))
+}
+
+fn without_resumption(mut config: ServerConfig) -> ServerConfig {
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;
-    Ok(config)
+    config
 }
 
 /// A client that shows the source's SVID and talks only to servers that the rule accepts.
@@ -323,11 +341,42 @@ pub fn client_config(
         .dangerous()
         .with_custom_certificate_verifier(peer_verifier(source, revocations, rule))
         .with_client_cert_resolver(Arc::new(Presented(Arc::clone(source))));
+    as_spiffe_client(&mut config);
+    Ok(config)
+}
+
+/// A client that shows nothing and talks only to servers that the rule accepts: for who has no SVID
+/// yet.
+///
+/// # Errors
+/// When rustls refuses the configuration.
+pub fn anonymous_client_config(
+    bundle: watch::Receiver<Bundle>,
+    revocations: watch::Receiver<Arc<Revocations>>,
+    rule: PeerRule,
+    clock: Clock,
+) -> Result<ClientConfig, TlsError> {
+    let verifier = PeerVerifier(PeerCheck {
+        bundle: Box::new(move || bundle.borrow().clone()),
+        revocations,
+        rule,
+        clock,
+        provider: provider(),
+    });
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    as_spiffe_client(&mut config);
+    Ok(config)
+}
+
+fn as_spiffe_client(config: &mut ClientConfig) {
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
     // A SPIFFE ID is not a DNS name, so there is nothing to put into SNI.
     config.enable_sni = false;
-    Ok(config)
 }
 
 /// A client for servers of the open web (TLS 1.2 or 1.3, their DNS name checked).

@@ -609,13 +609,13 @@ impl Kernel {
         }
     }
 
-    /// Records how a permitted action ended. Waits for room in the journal, not for the disk.
+    /// Records how a permitted action ended. Waits for room in the journal, not for the disk: it is
+    /// written with what somebody waits for, or a moment later.
     ///
     /// # Errors
     /// When the journal does not take it.
     pub async fn conclude(&self, receipt: &Receipt, ending: &Ending) -> Result<(), AppendError> {
-        let draft = record::outcome(receipt, ending, self.now());
-        self.journal.append(draft).await.map(drop)
+        self.journal.append_later(record::outcome(receipt, ending, self.now())).await
     }
 
     /// Records a fact that is not a decision.

@@ -133,7 +133,10 @@ pub(crate) fn with_arguments(draft: Draft, action: &Action, obligations: &[Oblig
     if action.arguments.is_null() {
         return draft;
     }
-    let Ok(full) = canonical::to_vec(&action.arguments) else { return draft };
+    let mut full = Vec::with_capacity(512);
+    if canonical::write_value(&mut full, &action.arguments).is_err() {
+        return draft;
+    }
     let redacted = if full.len() > MAX_RECORDED_ARGUMENTS {
         json!({ "omitted": format!("{} bytes; see arguments_digest", full.len()) })
     } else {

@@ -2,7 +2,9 @@
 //!
 //! Everything that the application sends over TCP goes to the sidecar, everything that comes in too;
 //! only the sidecar's own user is left alone. On loopback, ports that are declared as MCP or A2A are
-//! redirected as well. QUIC is dropped, so that clients take TCP, which the sidecar can read.
+//! redirected as well. What the sidecar cannot read is dropped: QUIC, so that clients take TCP, and every
+//! other UDP, ICMP and the rest, in which whatever the application knows could be carried away. What is
+//! left are names (port 53), answers to who asked from outside, and how IPv6 finds its neighbours.
 
 use std::fmt::Write as _;
 
@@ -37,9 +39,15 @@ table inet aegis {{
     tcp dport {health_port} return
     meta l4proto tcp redirect to :{inbound_port}
   }}
-  chain quic {{
+  chain unseen {{
     type filter hook output priority 0; policy accept;
-    meta skuid != {uid} oifname != \"lo\" udp dport 443 drop
+    oifname \"lo\" accept
+    meta skuid {uid} accept
+    meta l4proto tcp accept
+    udp dport 53 accept
+    ct direction reply accept
+    icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld-listener-report, mld2-listener-report }} accept
+    drop
   }}
 }}
 "

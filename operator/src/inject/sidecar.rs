@@ -88,10 +88,13 @@ pub(super) fn redirect(config: &InjectConfig, declared: &Declared) -> Value {
 }
 
 /// The token for the CA, the sidecar's scratch space, and the sockets: none of them on a disk.
+///
+/// The kubelet gives the token's file to root, so the sidecar's user reads it as anybody would; it is
+/// kept from others by no other container having the volume.
 pub(super) fn volumes(config: &InjectConfig) -> Vec<Value> {
     let memory = |name: &str, size: &str| json!({ "name": name, "emptyDir": { "medium": "Memory", "sizeLimit": size } });
     vec![
-        json!({ "name": TOKEN_VOLUME, "projected": { "defaultMode": 288, "sources": [{ "serviceAccountToken": {
+        json!({ "name": TOKEN_VOLUME, "projected": { "defaultMode": 292, "sources": [{ "serviceAccountToken": {
             "audience": config.audience, "expirationSeconds": TOKEN_SECONDS, "path": "token",
         } }] } }),
         memory(STATE_VOLUME, "64Mi"),

@@ -13,6 +13,8 @@ mod fixture;
 #[cfg(test)]
 mod go;
 #[cfg(test)]
+mod import;
+#[cfg(test)]
 mod postgres;
 #[cfg(test)]
 mod query;

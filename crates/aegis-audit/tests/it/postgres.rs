@@ -123,6 +123,8 @@ async fn a_log_in_postgres() {
     let Some(cluster) = cluster() else { return };
     appends_proofs_and_queries(&cluster).await;
     an_overtaken_sequencer_stops(&cluster).await;
+    let ledger = Log::new();
+    crate::import::holds_other_journals(&cluster.database("others"), &ledger).await;
     rollbacks_are_noticed(&cluster).await;
     a_crash_of_the_server_is_survived(&cluster).await;
 }

@@ -1,0 +1,20 @@
+//! The CA of a cluster: pods prove by a token who they are, and an AgentIdentity says what they may be.
+//!
+//! A name comes from the API server's review of the token, the pod that it was made for, and the one
+//! AgentIdentity that selects this pod; nothing in a request has a say. It refuses tokens for anybody
+//! else, pods that are gone or not where the token says, and pods that none or several identities
+//! select. What cannot be recorded is not issued.
+
+pub mod api;
+pub mod attest;
+pub mod identities;
+pub mod metrics;
+pub mod service;
+pub mod store;
+
+pub use api::{ApiServer, Cluster, LookupError};
+pub use attest::{Attested, Refused, TokenAttestor};
+pub use identities::{Identities, Known};
+pub use metrics::Metrics;
+pub use service::AuthorityService;
+pub use store::SecretStore;

@@ -1,0 +1,495 @@
+#!/usr/bin/env python3
+"""Two agent pods on a real Kubernetes with both charts installed, and what Aegis makes of them, line by line.
+
+    agents.py REPORT.md        writes REPORT.md and REPORT.json; ends with 1 if anything is not as it must be
+
+KUBECONFIG names the cluster. One of `cluster.sh` (AEGIS_CLUSTER) is given the images; another must have them already.
+AEGIS_BINARIES lists folders with built programs, separated by `:`; the first that holds a program gives it.
+
+Each line of the report is `ok`, `FAILED`, or `not shown` with the reason: what needs a program that has not been
+built is never ok. Where there is no aegis-sidecar, a stand-in takes its place that catches connections and forwards
+nothing: with it only injection, admission and the redirect are shown, and the report says so.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+NAMESPACE, SYSTEM, OUTSIDE = "shop", "aegis-system", "outside"
+DOMAIN = "acme.example"
+FOLDERS = [Path(folder) for folder in os.environ["AEGIS_BINARIES"].split(":")]
+
+
+def program(name):
+    return next((folder / name for folder in FOLDERS if (folder / name).is_file()), None)
+
+
+def run(*command, given=None, seconds=120, check=False):
+    try:
+        done = subprocess.run(
+            [str(one) for one in command], input=given, capture_output=True, text=True, check=False, timeout=seconds
+        )
+    except subprocess.TimeoutExpired:
+        done = subprocess.CompletedProcess(command, 124, "", "it took too long")
+    if check and done.returncode:
+        raise Failed(f"{' '.join(str(one) for one in command[:6])}: {done.stdout}{done.stderr}")
+    return done
+
+
+def kubectl(*arguments, **options):
+    return run("kubectl", *arguments, **options)
+
+
+def shop(*arguments, **options):
+    return kubectl("-n", NAMESPACE, *arguments, **options)
+
+
+def apply(*objects, namespace=NAMESPACE, check=True):
+    given = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
+    return kubectl("-n", namespace, "apply", "-f", "-", given=given, check=check)
+
+
+def get(*arguments, namespace=NAMESPACE):
+    return json.loads(kubectl("-n", namespace, "get", *arguments, "-o", "json", check=True).stdout)
+
+
+def within(seconds, what, condition):
+    deadline = time.monotonic() + seconds
+    while True:
+        found = condition()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise Failed(f"{what} did not happen in {seconds} s")
+        time.sleep(0.2)
+
+
+class Failed(Exception):
+    """Something is not as it must be."""
+
+
+class NotShown(Exception):
+    """Something that cannot be shown here, and why."""
+
+
+class Report:
+    """One line for each thing."""
+
+    def __init__(self):
+        self.lines = []
+
+    def tell(self, state, what, detail=""):
+        self.lines.append({"state": state, "what": what, "detail": detail})
+        print(f"{state:<10} {what}" + (f": {detail}" if detail else ""), flush=True)
+
+    def check(self, what, shown, *arguments):
+        try:
+            detail = shown(*arguments)
+            self.tell("ok", what, detail if isinstance(detail, str) else "")
+            return True
+        except NotShown as why:
+            self.tell("not shown", what, str(why))
+        except (Failed, AssertionError, KeyError, ValueError, subprocess.SubprocessError) as error:
+            self.tell("FAILED", what, f"{type(error).__name__}: {error}".strip()[:600])
+        return False
+
+    def failed(self):
+        return any(line["state"] == "FAILED" for line in self.lines)
+
+    def write(self, path):
+        counts = {state: sum(line["state"] == state for line in self.lines) for state in ("ok", "FAILED", "not shown")}
+        told = [f"# Two agents on Kubernetes\n\n{counts['ok']} ok, {counts['FAILED']} failed, {counts['not shown']} not shown\n"]
+        told += ["| | what | seen |\n|---|---|---|"]
+        for line in self.lines:
+            detail = line["detail"].replace("|", "\\|").replace("\n", " ")
+            told.append(f"| {line['state']} | {line['what']} | {detail} |")
+        Path(path).write_text("\n".join(told) + "\n")
+        Path(path).with_suffix(".json").write_text(json.dumps({"counts": counts, "lines": self.lines}, indent=1) + "\n")
+
+
+# --- what is put into the cluster
+
+
+def python_image(scratch, name, *added):
+    base, packages = os.path.realpath(sys.executable), run(ROOT / "e2e/setup.sh", "where", "mcp-python", check=True).stdout.strip()
+    asked = "import os, sys, sysconfig; print(os.path.realpath(sys.executable), sysconfig.get_path('stdlib', vars={'base': sys.base_prefix}), sys.version_info.minor)"
+    base, library, minor = run(f"{packages}/bin/python", "-c", asked, check=True).stdout.split()
+    target = f"usr/local/lib/python3.{minor}"
+    entry = Path(scratch) / "python3"
+    entry.write_bytes(Path(base).read_bytes())
+    entry.chmod(0o755)
+    adds = [f"{library}:{target}", f"{packages}/lib/python3.{minor}/site-packages:{target}/site-packages", f"{HERE}/agent:app", *added]
+    command = [HERE / "image.py", f"{scratch}/{name}.tar", "--name", f"aegis.dev/e2e/{name}:1", "--entrypoint", entry]
+    for one in adds:
+        command += ["--add", one]
+    run(*command, "--skip", "test", "--skip", "dist-packages", "--skip", "idlelib", check=True, seconds=300)
+    return f"{scratch}/{name}.tar"
+
+
+def image(scratch, name, entrypoint, *added):
+    command = [HERE / "image.py", f"{scratch}/{name}.tar", "--name", f"aegis.dev/e2e/{name}:1", "--entrypoint", entrypoint]
+    for one in added:
+        command += ["--add", one]
+    run(*command, check=True, seconds=300)
+    return f"{scratch}/{name}.tar"
+
+
+def images(has):
+    nft = run("sh", "-c", "command -v nft || echo /usr/sbin/nft").stdout.strip() + ":usr/local/bin/nft"
+    opa = run(ROOT / "e2e/setup.sh", "where", "opa", check=True).stdout.strip() + ":usr/local/bin/opa"
+    with tempfile.TemporaryDirectory() as scratch:
+        files = [image(scratch, "operator", program("aegis-operator"), opa)]
+        files.append(python_image(scratch, "python", nft))
+        files.append(image(scratch, "curl", Path(run("sh", "-c", "command -v curl").stdout.strip())))
+        for name in ("sidecar", "ca", "ledger"):
+            if has[name]:
+                files.append(image(scratch, name, program(f"aegis-{name}"), *([nft] if name == "sidecar" else [])))
+        run(HERE / "cluster.sh", "import-image", *files, check=True, seconds=300)
+    return f"{len(files)} images"
+
+
+def values(has):
+    own = {"repository": "aegis.dev/e2e/", "tag": "1"}
+    named = {name: {**own, "repository": own["repository"] + name} for name in ("operator", "sidecar", "ca", "ledger")}
+    injection = {}
+    if not has["sidecar"]:
+        named["sidecar"]["repository"] = own["repository"] + "python"
+        injection = {"args": ["/app/stand_in.py"]}
+    mesh = has["ca"] and has["sidecar"]
+    return {
+        "trustDomain": DOMAIN,
+        "images": named,
+        "injection": injection,
+        "ca": {"enabled": mesh},
+        "ledger": {"enabled": mesh and has["ledger"], "volume": {"size": "1Gi"}},
+        "dashboards": {"enabled": True},
+        "test": {"image": "aegis.dev/e2e/curl:1"},
+    }
+
+
+def install(has):
+    kubectl("create", "namespace", SYSTEM)
+    kubectl("label", "namespace", SYSTEM, "pod-security.kubernetes.io/enforce=restricted", "--overwrite", check=True)
+    run("helm", "upgrade", "--install", "aegis-crds", ROOT / "charts/aegis-crds", "-n", SYSTEM, check=True)
+    run(
+        "helm", "upgrade", "--install", "aegis", ROOT / "charts/aegis", "-n", SYSTEM, "-f", "-", "--wait", "--timeout", "120s",
+        given=json.dumps(values(has)), seconds=180, check=True,
+    )  # fmt: skip
+    return run("helm", "list", "-n", SYSTEM, "-o", "json", check=True).stdout.count('"status":"deployed"') == 2 or None
+
+
+def helm_test():
+    run("helm", "test", "aegis", "-n", SYSTEM, "--timeout", "60s", check=True)
+
+
+def aegis(kind, name, spec):
+    return {"apiVersion": "aegis.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+
+
+IDENTITIES = [
+    aegis("AgentIdentity", name, {
+        "sponsor": "kubernetes-admin@acme.example", "serviceAccount": name,
+        "selector": {"kubernetes": {"podLabels": {"app": name}}},
+    }) for name in ("client", "server")
+]  # fmt: skip
+NOTES = aegis("AgentPolicy", "notes", {
+    "rules": [
+        {"name": "read", "effect": "allow", "tools": ["read_note"]},
+        {"name": "write", "effect": "require_approval", "tools": ["write_note"], "reason": "Changes to notes need a human."},
+        {"name": "never-delete", "effect": "deny", "tools": ["delete_note"], "reason": "Notes are never deleted."},
+    ],
+})  # fmt: skip
+
+
+def pod(name, script, *arguments, port=None, labels=None, user=1000, account=None):
+    container = {
+        "name": "app", "image": "aegis.dev/e2e/python:1", "imagePullPolicy": "IfNotPresent",
+        "args": [f"/app/{script}", *arguments],
+        "securityContext": {"runAsUser": user, "runAsGroup": user},
+    }  # fmt: skip
+    if script == "sleep":
+        container["args"] = ["-c", "import signal; signal.signal(15, lambda *_: exit()); signal.pause()"]
+    if port:
+        container["ports"] = [{"name": "mcp", "containerPort": port}]
+        container["readinessProbe"] = {"tcpSocket": {"port": port}, "periodSeconds": 1}
+    return {
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels or {"app": name}},
+        "spec": {"serviceAccountName": account or "default", "containers": [container], "terminationGracePeriodSeconds": 2},
+    }  # fmt: skip
+
+
+def resources():
+    for name in (NAMESPACE, OUTSIDE):
+        kubectl("create", "namespace", name)
+        within(30, "a ServiceAccount", lambda name=name: kubectl("-n", name, "get", "serviceaccount", "default").returncode == 0)
+    kubectl("label", "namespace", NAMESPACE, "aegis.dev/inject=enabled", "--overwrite", check=True)
+    for name in ("client", "server"):
+        apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}})
+    for one in [*IDENTITIES, NOTES]:
+        done = apply(one, check=False)
+        if done.returncode:
+            # A sponsor is the user who asks; the admin of this cluster has no address, and may name others.
+            raise Failed(done.stderr)
+    for one in [*IDENTITIES, NOTES]:
+        name = f"{one['kind'].lower()}/{one['metadata']['name']}"
+        shop("wait", "--for=condition=Ready", name, "--timeout=30s", check=True)
+    return "kubectl wait --for=condition=Ready on both AgentIdentities and the AgentPolicy"
+
+
+def columns():
+    told = shop("get", "aegis", check=True).stdout
+    assert "notes" in told and "client" in told, told
+    told = shop("describe", "agentpolicy", "notes", check=True).stdout
+    assert "Ready" in told and "Digest" in told, told
+    assert "FIELDS" in kubectl("explain", "agentpolicy.spec.rules", check=True).stdout
+
+
+def broken_policy():
+    broken = json.loads(json.dumps(NOTES))
+    broken["spec"]["rego"] = "package shop.notes\nallow if nonsense("
+    apply(broken)
+
+    def told():
+        status = get("agentpolicy", "notes").get("status", {})
+        found = [one for one in status.get("conditions", []) if one["type"] == "Compiled" and one["status"] == "False"]
+        return found and (found[0]["message"], status)
+
+    message, status = within(30, "Compiled=False", told)
+    ready = next(one for one in status["conditions"] if one["type"] == "Ready")
+    assert ready["reason"] == "LastGoodInForce", ready
+    kubectl("-n", NAMESPACE, "apply", "-f", "-", given=json.dumps(NOTES), check=True)
+    within(30, "a good policy", lambda: shop("wait", "--for=condition=Ready", "agentpolicy/notes", "--timeout=1s").returncode == 0)
+    return message.splitlines()[0][:160]
+
+
+def shapes():
+    """Every shape of a pod that the operator's golden file knows, on the real API server."""
+    golden = (ROOT / "operator/tests/it/pods.golden").read_text().split("\n{\n")[0]
+    refused, name = set(), None
+    for line in golden.splitlines():
+        if not line.startswith(" "):
+            name = line.strip()
+        elif line.startswith("  refused"):
+            refused.add(name)
+    told = []
+    pods = (ROOT / "operator/tests/it/pods.yaml").read_text().split("\n---\n# ")[1:]
+    for text in pods:
+        name, yaml = text.split("\n", 1)
+        done = shop("create", "--dry-run=server", "-f", "-", given=yaml)
+        if "aegis" not in done.stderr and done.returncode:
+            # What the API server refuses for reasons of its own shows nothing.
+            continue
+        told.append(name)
+        assert (done.returncode != 0) == (name in refused), f"{name}: {done.stdout}{done.stderr}"
+    assert len(told) > 40, f"only {len(told)}"
+    return f"{len(told)} of {len(pods)} shapes, {sum(name in refused for name in told)} of them refused, as the golden file says"
+
+
+def start_pods():
+    far = pod("far", "plain.py", port=8080, labels={"app": "far"})
+    apply(far, pod("client", "sleep", account="client"), pod("rooted", "sleep", user=0, labels={"app": "client"}))
+    apply(pod("server", "server.py", port=8080, account="server"))
+    apply(pod("stranger", "sleep"), pod("target", "plain.py", port=8080), namespace=OUTSIDE)
+    for namespace, name in [(NAMESPACE, "client"), (NAMESPACE, "rooted"), (OUTSIDE, "stranger"), (OUTSIDE, "target")]:
+        kubectl("-n", namespace, "wait", "--for=condition=Ready", f"pod/{name}", "--timeout=90s", check=True)
+    names = [one["name"] for one in get("pod", "client")["spec"]["initContainers"]]
+    assert names == ["aegis-proxy", "aegis-redirect"], names
+    shop("exec", "client", "-c", "app", "--", "/usr/local/bin/python3", "-c", "print(1)", check=True)
+    return "no pod names Aegis; each has the sidecar first"
+
+
+def token_read():
+    """The stand-in says so itself; a sidecar that cannot read its token has no SVID."""
+    told = shop("logs", "client", "-c", "aegis-proxy", check=True).stdout
+    assert "its token can be read" in told, told
+
+
+def address(name, namespace=OUTSIDE):
+    return get("pod", name, namespace=namespace)["status"]["podIP"]
+
+
+def inside(name, *arguments, namespace=NAMESPACE, seconds=150):
+    command = ["kubectl", "-n", namespace, "exec", name, "-c", "app", "--", "/usr/local/bin/python3", *arguments]
+    return run(*command, seconds=seconds)
+
+
+def ways_round(report, name, standing_in):
+    """Each way from inside, as its own line. `target` is in no enrolled namespace, so that only the client's own side is tried."""
+    control = inside("stranger", "/app/bypass.py", address("target"), "8080", namespace=OUTSIDE)
+    reachable = {one["way"] for one in map(json.loads, control.stdout.splitlines()) if one["through"]}
+    report.check(
+        "a pod without a sidecar gets through, so the ways are ways",
+        lambda: None if "TCP to the other pod's address and port" in reachable else fail(control.stdout + control.stderr),
+    )
+    done = inside(name, "/app/bypass.py", address("target"), "8080")
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    who = "root" if name == "rooted" else "the agent"
+    for one in told:
+        line = f"{who} inside: {one['way']}"
+        if one["through"]:
+            report.tell("FAILED", line, f"it got through: {one['seen']}")
+        else:
+            report.tell("ok", line, " ".join(one["seen"].split()) + (" (stand-in)" if standing_in and "CAUGHT" in one["seen"] else ""))
+    if len(told) < 30:
+        report.tell("FAILED", f"{who} inside: all ways were tried", f"{len(told)}: {done.stderr[:300]}")
+
+
+def fail(text):
+    raise Failed(text)
+
+
+def operator_away():
+    """Nothing new without the operator, only in enrolled namespaces, and what runs goes on."""
+    kubectl("-n", SYSTEM, "scale", "deployment/aegis-operator", "--replicas=0", check=True)
+    within(60, "the operator's end", lambda: not get("pods", "-l", "app.kubernetes.io/name=aegis-operator", namespace=SYSTEM)["items"])
+    try:
+        done = apply(pod("late", "sleep"), check=False)
+        assert done.returncode and "pods.aegis.dev" in done.stderr, done.stdout + done.stderr
+        apply(pod("late", "sleep"), namespace=OUTSIDE)
+        assert get("pod", "client")["status"]["phase"] == "Running", "what ran has stopped"
+    finally:
+        kubectl("-n", SYSTEM, "scale", "deployment/aegis-operator", "--replicas=1", check=True)
+    kubectl("-n", SYSTEM, "rollout", "status", "deployment/aegis-operator", "--timeout=60s", check=True)
+    begun = time.monotonic()
+    within(60, "injection", lambda: apply(pod("later", "sleep"), check=False).returncode == 0)
+    return f"pods are taken again {time.monotonic() - begun:.1f} s after it is ready"
+
+
+def webhook_gone():
+    """Without the webhook altogether, the API server's own policies still refuse."""
+    saved = kubectl("get", "mutatingwebhookconfiguration", "aegis-webhooks", "-o", "json", check=True).stdout
+    kubectl("delete", "mutatingwebhookconfiguration", "aegis-webhooks", check=True)
+    try:
+        within(20, "a refusal", lambda: "has no sidecar" in shop("run", "bare", "--image=x", "--dry-run=server").stderr)
+    finally:
+        one = json.loads(saved)
+        for name in ("resourceVersion", "uid", "managedFields", "creationTimestamp", "generation"):
+            one["metadata"].pop(name, None)
+        kubectl("create", "-f", "-", given=json.dumps(one), check=True)
+    within(30, "injection", lambda: shop("run", "bare", "--image=x", "--dry-run=server").returncode == 0)
+
+
+def call(name, tool, arguments, namespace=NAMESPACE):
+    url = f"http://{address('server', NAMESPACE)}:8080/mcp"
+    return inside(name, "/app/client.py", url, tool, json.dumps(arguments), namespace=namespace).stdout.strip()
+
+
+def allowed():
+    told = call("client", "read_note", {"name": "one"})
+    assert told.startswith("ok "), told
+
+
+def denied():
+    told = call("client", "delete_note", {"name": "one"})
+    assert told.startswith("refused") and "never deleted" in told, told
+    assert "delete_note" not in shop("logs", "server", "-c", "app").stdout, "the server saw it"
+    return told[:160]
+
+
+def stranger():
+    told = call("stranger", "read_note", {"name": "stranger"}, namespace=OUTSIDE)
+    assert not told.startswith("ok"), told
+    assert "stranger" not in shop("logs", "server", "-c", "app").stdout, "the server saw it"
+    return told[:160]
+
+
+def revoked():
+    url = f"http://{address('server', NAMESPACE)}:8080/mcp"
+    assert call("client", "read_note", {"name": "before"}).startswith("ok ")
+    shop("delete", "agentidentity", "client", check=True)
+    begun = time.monotonic()
+    within(5, "the end of the client's identity", lambda: not call("client", "read_note", {"name": "after"}).startswith("ok "))
+    took = time.monotonic() - begun
+    apply(IDENTITIES[0])
+    return f"{took:.1f} s until a call to {url} was refused"
+
+
+def under_load(what, disturb):
+    """Calls go on while something restarts, and none fails."""
+    url = f"http://{address('server', NAMESPACE)}:8080/mcp"
+    command = ["kubectl", "-n", NAMESPACE, "exec", "client", "-c", "app", "--", "/usr/local/bin/python3", "/app/client.py", url, "--load", "30"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as load:
+        time.sleep(3)
+        disturb()
+        told = json.loads(load.communicate(timeout=90)[0])
+    assert told["worked"] > 20 and not told["failed"], f"{what}: {told}"
+    return f"{told['worked']} calls, none failed"
+
+
+def restart(name):
+    kind = "statefulset" if name == "ledger" else "deployment"
+    kubectl("-n", SYSTEM, "rollout", "restart", f"{kind}/aegis-{name}", check=True)
+    kubectl("-n", SYSTEM, "rollout", "status", f"{kind}/aegis-{name}", "--timeout=60s", check=True)
+
+
+def needs(has, *names):
+    missing = [f"aegis-{name}" for name in names if not has[name]]
+    if missing:
+        raise NotShown(f"needs {' and '.join(missing)}, which AEGIS_BINARIES does not hold")
+
+
+def calls(report, has):
+    """What needs a sidecar that forwards."""
+
+    def after(shown, *arguments, parts=("sidecar", "ca")):
+        def checked():
+            needs(has, *parts)
+            return shown(*arguments)
+
+        return checked
+
+    def ready():
+        needs(has, "sidecar", "ca")
+        shop("wait", "--for=condition=Ready", "pod/server", "--timeout=60s", check=True)
+
+    report.check("the server's pod is ready: probes pass the sidecar", ready)
+    report.check("an allowed call", after(allowed))
+    report.check("a denied tool is refused on the wire with its reason, and the server never saw it", after(denied))
+    report.check("a plain client in a pod without a sidecar is refused", after(stranger))
+    report.check("deleting the AgentIdentity ends what the client may do, within 5 s", after(revoked))
+    for name in ("operator", "ca", "ledger"):
+        report.check(f"a restart of the {name} under load", after(lambda name=name: under_load(name, lambda: restart(name)), parts=("sidecar", "ca", "ledger")))
+
+
+def main():
+    report = Report()
+    has = {name: program(f"aegis-{name}") is not None for name in ("operator", "sidecar", "ca", "ledger")}
+    for name in ("ca", "ledger"):
+        # The programs of one machine have the same names; those of a cluster have these commands.
+        command = {"ca": "kubernetes", "ledger": "serve"}[name]
+        has[name] = has[name] and command in run(program(f"aegis-{name}"), "--help").stdout
+    standing_in = not has["sidecar"]
+    if standing_in:
+        report.tell("not shown", "the sidecar", "AEGIS_BINARIES holds no aegis-sidecar; a stand-in catches connections and governs nothing")
+    for name in ("ca", "ledger"):
+        if not has[name]:
+            report.tell("not shown", f"aegis-{name} in the cluster", "AEGIS_BINARIES holds none that knows the cluster")
+    try:
+        if os.environ.get("AEGIS_CLUSTER"):
+            report.check("images of what is built are given to the node", images, has)
+        if report.check("helm install of both charts, in a restricted namespace", install, has):
+            report.check("helm test", helm_test)
+            report.check("a labelled namespace, identities and a policy", resources)
+            report.check("kubectl get, describe and explain tell about them", columns)
+            report.check("a policy that does not compile says where, and the last good one stays", broken_policy)
+            report.check("pods of every shape, through the webhook and the API server's policies", shapes)
+            if report.check("agent pods come up injected", start_pods):
+                if standing_in:
+                    report.check("the sidecar's user can read the token for the CA", token_read)
+                ways_round(report, "client", standing_in)
+                ways_round(report, "rooted", standing_in)
+            calls(report, has)
+            report.check("without the operator nothing new starts in enrolled namespaces, and others are untouched", operator_away)
+            report.check("without the webhook the API server itself refuses", webhook_gone)
+    finally:
+        report.write(sys.argv[1])
+    sys.exit(1 if report.failed() else 0)
+
+
+main()
