@@ -74,7 +74,7 @@ pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
         }
         Command::Approve(vote) => answer(vote, true, cx).await,
         Command::Deny(vote) => answer(vote, false, cx).await,
-        Command::Enroll(args) => enroll::run(&args, cx),
+        Command::Enroll(args) => enroll::run(args, cx),
     }
 }
 
@@ -141,7 +141,7 @@ fn show(view: &ApprovalView) -> Text {
     text.field("why", format!("{} ({})", view.message, view.reason));
     text.field("risk", format!("{} ‰, trust {}, tier {}", view.risk, view.trust, view.tier));
     let factor = if view.mfa { ", one with a second factor" } else { "" };
-    text.field("needs", format!("{} approver(s){factor}", view.quorum));
+    text.field("needs", format!("{}{factor}", output::count(view.quorum, "approver")));
     text.field("asked", view.requested_at);
     text.field("expires", view.expires_at);
     for vote in &view.votes {

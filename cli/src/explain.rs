@@ -59,6 +59,9 @@ fn show(told: &Explanation) -> Text {
         Tone::of(&told.verdict),
         format!("{}: {} ({})", told.verdict, told.message, told.reason),
     );
+    for note in &told.notes {
+        text.toned(Tone::Warn, note);
+    }
     text.field("digest", &told.digest);
     text.list("Computation:", &told.computation);
     if told.rules.is_empty() {

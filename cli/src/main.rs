@@ -13,6 +13,7 @@ mod completions;
 mod explain;
 mod init;
 mod log;
+mod names;
 mod output;
 mod policy;
 mod reasons;
@@ -139,7 +140,7 @@ fn main() -> ExitCode {
         // Whoever reads has seen enough, as in `aegis audit query | head`.
         Err(error) if reader_left(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "aegis: {}", output::clean(&sentence(&error)));
+            complain(&error);
             ExitCode::FAILURE
         }
     }
@@ -164,6 +165,19 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Completions(args) => completions::run(&args),
         Command::Reference(args) => reference::run(&args),
     }
+}
+
+/// One sentence; where several things are wrong, a line for each.
+fn complain(error: &anyhow::Error) {
+    let mut out = io::stderr().lock();
+    let Some(output::Several { problems, advice }) = error.downcast_ref() else {
+        let _ = writeln!(out, "aegis: {}", output::clean(&sentence(error)));
+        return;
+    };
+    for problem in problems {
+        let _ = writeln!(out, "aegis: {}", output::clean(problem));
+    }
+    let _ = writeln!(out, "aegis: {}", output::clean(advice));
 }
 
 fn reader_left(error: &anyhow::Error) -> bool {

@@ -43,6 +43,30 @@ impl Tone {
     }
 }
 
+/// Several things that are wrong at once: each gets a line.
+#[derive(Debug)]
+pub(crate) struct Several {
+    /// One sentence each.
+    pub(crate) problems: Vec<String>,
+    /// What to do.
+    pub(crate) advice: String,
+}
+
+impl std::fmt::Display for Several {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}; {}", self.problems.join("; "), self.advice)
+    }
+}
+
+impl std::error::Error for Several {}
+
+/// "1 thing", "2 things".
+pub(crate) fn count(number: impl Into<u64>, thing: &str) -> String {
+    let number = number.into();
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{plural}")
+}
+
 /// Makes a text harmless to a terminal.
 pub(crate) fn clean(text: &str) -> String {
     let steers = |c: char| {
@@ -211,6 +235,14 @@ mod tests {
         assert_eq!(clean("a\u{1b}[2Jb\nc"), "a\\u{1b}[2Jb\\nc");
         assert_eq!(clean("x\u{202e}y"), "x\\u{202e}y");
         assert_eq!(clean("R > τ, 日本"), "R > τ, 日本");
+    }
+
+    #[test]
+    fn one_is_not_many() {
+        assert_eq!(
+            (count(1_u8, "approver").as_str(), count(2_u8, "approver").as_str()),
+            ("1 approver", "2 approvers")
+        );
     }
 
     #[test]

@@ -60,6 +60,7 @@ fn show(status: &Status) -> Text {
     }
     for (heading, items) in [
         ("Problems:", &status.problems),
+        ("Probably not meant:", &status.warnings),
         ("Advisory only, because the agent's own user could do the same:", &status.advisory),
     ] {
         if !items.is_empty() {

@@ -5,6 +5,7 @@ mod command;
 mod config;
 mod control;
 mod daemon;
+mod guesses;
 mod identity;
 mod operators;
 mod service;

@@ -249,7 +249,7 @@ impl Ask for Peer<'_> {
                 return Err(Reason::UpstreamUnavailable.into());
             }
             let answered = head.status.is_client_error().then_some((head.status, challenge));
-            return Err(Unlisted { reason: Reason::ToolsUnlisted, answered });
+            return Err(Unlisted { answered, ..Reason::ToolsUnlisted.into() });
         }
         if head.headers.contains_key(header::CONTENT_ENCODING) {
             return Err(Reason::UpstreamMalformed.into());

@@ -35,6 +35,10 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
     let log = Log::open(args.source.database.as_ref(), &cx.client).await?;
+    let size = log.size().await?;
+    if args.index >= size {
+        bail!("there is no entry {}: the log holds {size} of them, counted from 0", args.index);
+    }
     let (proof, body) = match &log {
         Log::Daemon(client) => (
             TlogProof::parse(&client.get_text(&format!("/v1/proof/{}", args.index)).await?)?,
@@ -44,7 +48,10 @@ pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
             let proof = reader.prove(args.index, args.disclose).await?;
             let entry = reader.entry(args.index).await?;
             let (Some(proof), Some(entry)) = (proof, entry) else {
-                bail!("no checkpoint covers an entry {} yet", args.index);
+                bail!(
+                    "no checkpoint covers entry {} yet; one is signed within seconds while the daemon runs",
+                    args.index
+                );
             };
             (proof, entry.body)
         }

@@ -1,9 +1,13 @@
 //! `aegis audit tail` and `query`: entries as they come, and those that a filter selects.
 
-use std::time::Duration;
+use std::{
+    io::{self, Write as _},
+    time::Duration,
+};
 
 use aegis_audit::{Entry, Filter, Kind, entry::Outcome as Ending, query::MAX_PAGE};
-use aegis_core::Timestamp;
+use aegis_core::{Timestamp, decision::Reason};
+use aegis_resources::did_you_mean;
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
@@ -39,7 +43,7 @@ pub(crate) struct TailArgs {
 pub(crate) struct QueryArgs {
     #[command(flatten)]
     source: Source,
-    /// Of this agent (SPIFFE ID)
+    /// Of this agent: a SPIFFE ID, or the name of one or more
     #[arg(long)]
     agent: Option<String>,
     /// Of this kind, such as decision or outcome
@@ -49,7 +53,7 @@ pub(crate) struct QueryArgs {
     #[arg(long)]
     result: Option<Ending>,
     /// With this reason code (`aegis reasons` lists them)
-    #[arg(long)]
+    #[arg(long, value_parser = reason)]
     reason: Option<String>,
     /// About this tool
     #[arg(long)]
@@ -103,8 +107,16 @@ pub(crate) async fn tail(args: TailArgs, cx: &Context) -> anyhow::Result<Outcome
 pub(crate) async fn query(args: QueryArgs, cx: &Context) -> anyhow::Result<Outcome> {
     let log = Log::open(args.source.database.as_ref(), &cx.client).await?;
     let mut left = args.limit;
+    let (agent, name) = match args.agent {
+        Some(name) if !name.starts_with("spiffe://") => (None, Some(name)),
+        id => (id, None),
+    };
+    // A name is the end of an ID, which the log finds as text. What else is found by it is left out
+    // here, as is what it finds beside a text that was asked for.
+    let ending = name.as_ref().map(|name| format!("/agent/{name}\""));
+    let text = args.text.or(ending);
     let mut filter = Filter {
-        agent: args.agent,
+        agent,
         kind: args.kind,
         result: args.result,
         reason: args.reason,
@@ -113,22 +125,56 @@ pub(crate) async fn query(args: QueryArgs, cx: &Context) -> anyhow::Result<Outco
         decision_id: args.decision_id,
         since: args.since,
         until: args.until,
-        text: args.text,
+        text,
         oldest_first: args.oldest,
         after: args.after,
         limit: None,
     };
+    let mut matched = 0;
     while left > 0 {
-        filter.limit = Some(u32::try_from(left).unwrap_or(MAX_PAGE).min(MAX_PAGE));
-        let (records, next) = log.query(&filter).await?;
+        let page = if name.is_some() { u64::from(MAX_PAGE) } else { left };
+        filter.limit = Some(u32::try_from(page).unwrap_or(MAX_PAGE).min(MAX_PAGE));
+        let (mut records, next) = log.query(&filter).await?;
+        if let Some(name) = &name {
+            records.retain(|record| is_of(record, name));
+        }
+        records.truncate(usize::try_from(left).unwrap_or(usize::MAX));
         print(&records, cx.format)?;
+        matched += records.len();
         left = left.saturating_sub(records.len() as u64);
         filter.after = next;
         if next.is_none() {
             break;
         }
     }
+    if matched == 0 && args.limit > 0 {
+        // Not among the results, which may be read by a program.
+        let _ = writeln!(io::stderr(), "aegis: no entry matches");
+    }
     Ok(Outcome::Done)
+}
+
+/// A reason code, or the sentence that lists them.
+fn reason(text: &str) -> Result<String, String> {
+    let codes = || Reason::ALL.iter().map(|reason| reason.code());
+    if codes().any(|code| code == text) {
+        return Ok(text.to_owned());
+    }
+    let near = did_you_mean(text, codes());
+    let codes: Vec<&str> = codes().collect();
+    Err(format!("expected one of {}{near}", codes.join(", ")))
+}
+
+/// Whether an entry is of an agent with this name.
+fn is_of(record: &Record, name: &str) -> bool {
+    let entry = Entry::parse(&record.body);
+    entry.is_ok_and(|entry| {
+        entry
+            .agent_id
+            .as_deref()
+            .and_then(|id| id.rsplit_once("/agent/"))
+            .is_some_and(|(_, n)| n == name)
+    })
 }
 
 /// One line each: JSON or the essential fields.

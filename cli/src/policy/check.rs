@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::folder;
 use crate::{
-    Context, Outcome,
+    Context, Outcome, names,
     output::{self, Format, Text, Tone},
 };
 
@@ -23,6 +23,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, cx: &Context) -> anyhow::Result<Outcome> {
     let (resources, mut problems) = folder::read(&args.paths)?;
     let policies = folder::policies(&resources);
+    let places = folder::places(&resources);
     let others = resources.identities.len()
         + resources.thresholds.len()
         + resources.cluster_thresholds.len()
@@ -36,12 +37,14 @@ pub(crate) fn run(args: &Args, cx: &Context) -> anyhow::Result<Outcome> {
     }
     let statuses = if policies.is_empty() { Vec::new() } else { compile(&policies)? };
     problems.sort_by(|a, b| a.place.cmp(&b.place));
+    let doubts = names::warnings(&policies, &folder::servers(&resources));
     let sound = problems.is_empty() && statuses.iter().all(is_ready);
     match cx.format {
         Format::Json => {
             let told = statuses.iter().map(|status| {
                 json!({
                     "policy": status.policy.to_string(), "kind": status.policy.kind,
+                    "place": places.get(&status.policy).map(|place| place.in_rego(status.line)),
                     "ready": is_ready(status), "message": status.message, "line": status.line,
                 })
             });
@@ -50,16 +53,20 @@ pub(crate) fn run(args: &Args, cx: &Context) -> anyhow::Result<Outcome> {
                 .map(|problem| json!({ "place": problem.place, "message": problem.message }));
             output::json(&json!({
                 "ok": sound, "policies": told.collect::<Vec<_>>(), "other_resources": others,
-                "problems": wrong.collect::<Vec<_>>(),
+                "problems": wrong.collect::<Vec<_>>(), "warnings": doubts,
             }))?;
         }
         Format::Text => {
             let mut text = Text::new();
             for status in &statuses {
-                tell(&mut text, status);
+                let place = places.get(&status.policy).map(|place| place.in_rego(status.line));
+                tell(&mut text, status, place.as_deref());
             }
             for problem in &problems {
                 text.toned(Tone::Bad, format!("wrong  {problem}"));
+            }
+            for doubt in &doubts {
+                text.toned(Tone::Warn, format!("doubt  {doubt}"));
             }
             text.line(format!(
                 "policies: {}, other resources: {others}; {}",
@@ -81,13 +88,14 @@ pub(crate) fn is_ready(status: &PolicyStatus) -> bool {
     status.state == PolicyState::Ready
 }
 
-/// One line on a policy.
-pub(crate) fn tell(text: &mut Text, status: &PolicyStatus) {
+/// One line on a policy, with its place where that is known.
+pub(crate) fn tell(text: &mut Text, status: &PolicyStatus, at: Option<&str>) {
     let (kind, name) = (status.policy.kind, &status.policy);
     if is_ready(status) {
         text.toned(Tone::Good, format!("ok     {kind:?} {name}"));
     } else {
+        let at = at.map_or_else(String::new, |at| format!("{at}: "));
         let place = if status.line.is_some() { "in its Rego, " } else { "" };
-        text.toned(Tone::Bad, format!("wrong  {kind:?} {name}: {place}{}", status.message));
+        text.toned(Tone::Bad, format!("wrong  {at}{kind:?} {name}: {place}{}", status.message));
     }
 }

@@ -1,14 +1,17 @@
 //! Resources from folders and files, and the policies among them.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use aegis_policy::{Compiler, Host, Limits, Opa, Policy, PolicyEngine, PolicyId};
-use aegis_resources::{LoadError, Loaded, Resources, load_folder, parse_documents};
+use aegis_resources::{LoadError, Loaded, Place, Resources, load_folder, parse_documents};
 use anyhow::Context as _;
+
+use crate::names::Tools;
 
 /// Reads every resource of these folders and files. What is broken never hides the rest.
 ///
@@ -73,6 +76,29 @@ pub(crate) fn policies(resources: &Resources) -> Vec<Policy> {
         spec: resource.spec.clone(),
     });
     namespaced.chain(cluster).collect()
+}
+
+/// Where the policies among resources stand.
+pub(crate) fn places(resources: &Resources) -> BTreeMap<PolicyId, Place> {
+    let namespaced = resources.policies.iter().map(|resource| {
+        let id = PolicyId::namespaced(resource.namespace(), &resource.metadata.name);
+        (id, resource.place.clone())
+    });
+    let cluster = resources
+        .cluster_policies
+        .iter()
+        .map(|resource| (PolicyId::cluster(&resource.metadata.name), resource.place.clone()));
+    namespaced.chain(cluster).collect()
+}
+
+/// The servers among resources. Of their tools, those that configuration pins are known.
+pub(crate) fn servers(resources: &Resources) -> BTreeMap<String, Tools> {
+    let mut servers: BTreeMap<String, Tools> = BTreeMap::new();
+    for upstream in &resources.upstreams {
+        let known = servers.entry(upstream.metadata.name.clone()).or_default();
+        known.names.extend(upstream.spec.tool_pins.digests.keys().cloned());
+    }
+    servers
 }
 
 /// A compiler on the `opa` of this machine.

@@ -109,7 +109,7 @@ fn tell(text: &mut Text, pack: &Path, report: &PackReport) {
     let cases = report.cases.len();
     text.toned(tone, format!("{word:<6} {}: {cases} cases", pack.display()));
     for status in report.policies.iter().filter(|status| !check::is_ready(status)) {
-        check::tell(text, status);
+        check::tell(text, status, None);
     }
     for case in &report.cases {
         if let Some(problem) = &case.problem {

@@ -39,7 +39,7 @@ pub(crate) fn run(args: &Args, cx: &Context) -> anyhow::Result<Outcome> {
     let statuses = engine.reload(&folder::compiler()?, &folder::policies(&resources))?;
     if statuses.iter().any(|status| !check::is_ready(status)) {
         let mut text = Text::new();
-        statuses.iter().for_each(|status| check::tell(&mut text, status));
+        statuses.iter().for_each(|status| check::tell(&mut text, status, None));
         text.print()?;
         return Ok(Outcome::Failed);
     }
@@ -104,7 +104,8 @@ fn show(trial: &Trial) -> Text {
     }
     if act.effect == Some(Effect::RequireApproval) {
         let factor = if act.require_mfa() { ", one with a second factor" } else { "" };
-        text.line(format!("needs {} approver(s){factor}", act.approvals()));
+        let approvers = output::count(act.approvals(), "approver");
+        text.line(format!("needs {approvers}{factor}"));
     }
     for obligation in act.obligations() {
         text.line(format!("obliges: {:?} {}", obligation.kind, obligation.target));

@@ -11,6 +11,7 @@ use aegis_protocol::stdio::encode;
 use aegis_resources::upstream::UpstreamCommand;
 use aegis_sidecar::{Route, route::Caller};
 use anyhow::Context as _;
+use nix::unistd::User;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     process::{Child, ChildStdin, ChildStdout, Command},
@@ -38,6 +39,9 @@ pub(super) fn start(spec: &UpstreamCommand) -> anyhow::Result<Started> {
             command.env(name, value);
         }
     }
+    if let Some(user) = &spec.user {
+        become_user(&mut command, user)?;
+    }
     command.envs(&spec.env);
     if let Some(directory) = &spec.directory {
         command.current_dir(directory);
@@ -47,6 +51,23 @@ pub(super) fn start(spec: &UpstreamCommand) -> anyhow::Result<Started> {
     let input = child.stdin.take().context("the server has no standard input")?;
     let output = child.stdout.take().context("the server has no standard output")?;
     Ok(Started { child, input, output })
+}
+
+/// Starts it as another user, with that user's group and home and no other groups.
+fn become_user(command: &mut Command, named: &str) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        nix::unistd::geteuid().is_root(),
+        "`spec.command.user` is `{named}`, and only a daemon that runs as root can start a server as another user; remove it, or give the server a process of its own and register its URL"
+    );
+    let user = match named.parse::<u32>() {
+        Ok(uid) => User::from_uid(uid.into()),
+        Err(_) => User::from_name(named),
+    };
+    let user = user.with_context(|| format!("cannot look up user `{named}`"))?;
+    let user = user.with_context(|| format!("there is no user `{named}` on this machine"))?;
+    // The standard library gives up all other groups with the user.
+    command.uid(user.uid.as_raw()).gid(user.gid.as_raw()).env("HOME", &user.dir);
+    Ok(())
 }
 
 /// Serves one client of a server that has started, until either ends.

@@ -5,9 +5,10 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use aegis_ca::{Registration as CaRegistration, Selector};
 use aegis_core::{AgentId, TrustDomain};
 use aegis_kernel::{Registration, Registry, State, Thresholding};
-use aegis_policy::{Policy, PolicyId};
+use aegis_policy::{Policy, PolicyId, PolicyState, PolicyStatus};
 use aegis_resources::{
-    AgentIdentitySpec, AgentUpstreamSpec, Resource, Resources, identity::UnixSelector, load_folder,
+    AgentIdentitySpec, AgentUpstreamSpec, LoadError, Place, Resource, Resources,
+    identity::UnixSelector, load_folder,
 };
 
 /// What a folder says, ready for use.
@@ -21,7 +22,13 @@ pub(super) struct Configuration {
     pub registrations: Vec<CaRegistration>,
     /// The upstreams, by namespace and name.
     pub upstreams: BTreeMap<(String, String), AgentUpstreamSpec>,
-    /// What could not be read, one sentence each.
+    /// Where the policies stand.
+    places: BTreeMap<PolicyId, Place>,
+    /// The policies whose document cannot be read: why, and that an older version holds.
+    kept: BTreeMap<PolicyId, String>,
+    /// What could not be read.
+    errors: Vec<LoadError>,
+    /// What is wrong, one sentence each.
     pub problems: Vec<String>,
     /// Whether there are documents that could not be read: what they said before still holds.
     pub incomplete: bool,
@@ -34,7 +41,8 @@ impl Configuration {
     pub(super) fn read(folder: &Path, trust_domain: &TrustDomain) -> anyhow::Result<Self> {
         let (resources, errors) = load_folder(folder)?;
         let problems = errors.iter().map(ToString::to_string).collect();
-        let mut read = Self { problems, incomplete: !errors.is_empty(), ..Self::default() };
+        let incomplete = !errors.is_empty();
+        let mut read = Self { problems, incomplete, errors, ..Self::default() };
         read.take(resources, trust_domain);
         Ok(read)
     }
@@ -47,10 +55,9 @@ impl Configuration {
         }
         for policy in &before.policies {
             if !self.policies.iter().any(|known| known.id == policy.id) {
-                self.problems.push(format!(
-                    "policy {} is missing or unreadable; its last version stays in force",
-                    policy.id
-                ));
+                let place = before.places.get(&policy.id).cloned().unwrap_or_default();
+                self.kept.insert(policy.id.clone(), self.why_missing(&place));
+                self.places.insert(policy.id.clone(), place);
                 self.policies.push(policy.clone());
             }
         }
@@ -64,19 +71,54 @@ impl Configuration {
                 self.registrations.push(registration.clone());
             }
         }
+        for (key, spec) in &before.upstreams {
+            self.upstreams.entry(key.clone()).or_insert_with(|| spec.clone());
+        }
         if !self.has_thresholds {
             self.state.thresholds = before.state.thresholds.clone();
             self.has_thresholds = before.has_thresholds;
         }
     }
 
+    /// Why a policy that was at `place` is not there any more.
+    fn why_missing(&self, place: &Place) -> String {
+        let within = format!("{}:", place.file);
+        let fault =
+            self.errors.iter().find(|error| format!("{}:", error.place).starts_with(&within));
+        let why = match fault {
+            Some(error) => error.to_string(),
+            None => {
+                format!("it is no longer in {}, and other documents cannot be read", place.file)
+            }
+        };
+        format!("{why}; its last good version stays in force")
+    }
+
+    /// Says of a policy that is not in force as it is written where that is, and what holds instead.
+    pub(super) fn place(&self, status: &mut PolicyStatus) {
+        if let Some(why) = self.kept.get(&status.policy) {
+            (status.state, status.message) = (PolicyState::LastGood, why.clone());
+            return;
+        }
+        let holds = match status.state {
+            PolicyState::Ready => return,
+            PolicyState::LastGood => "its last good version stays in force",
+            PolicyState::Failed => "it has no good version yet, so nothing of it is in force",
+        };
+        let place = self.places.get(&status.policy).cloned().unwrap_or_default();
+        let at = place.in_rego(status.line);
+        status.message = format!("{at}: {}; {holds}", status.message);
+    }
+
     fn take(&mut self, resources: Resources, trust_domain: &TrustDomain) {
         for policy in resources.policies {
             let id = PolicyId::namespaced(policy.namespace(), policy.metadata.name.clone());
+            self.places.insert(id.clone(), policy.place);
             self.policies.push(Policy { id, spec: policy.spec });
         }
         for policy in resources.cluster_policies {
             let id = PolicyId::cluster(policy.metadata.name.clone());
+            self.places.insert(id.clone(), policy.place);
             self.policies.push(Policy { id, spec: policy.spec });
         }
         self.has_thresholds =
@@ -162,6 +204,7 @@ mod tests {
 
     const DENY: &str = "apiVersion: aegis.dev/v1alpha1\nkind: AgentPolicy\nmetadata: {name: never}\nspec: {rules: [{name: no, effect: deny}]}\n";
     const IDENTITY: &str = "apiVersion: aegis.dev/v1alpha1\nkind: AgentIdentity\nmetadata: {name: a}\nspec: {sponsor: ada@acme.example, selector: {unix: {uid: 1}}}\n";
+    const UPSTREAM: &str = "apiVersion: aegis.dev/v1alpha1\nkind: AgentUpstream\nmetadata: {name: u}\nspec: {url: 'http://127.0.0.1:1/'}\n";
     const STRICT: &str = "apiVersion: aegis.dev/v1alpha1\nkind: ClusterTrustThreshold\nmetadata: {name: t}\nspec: {tMin: 990}\n";
 
     fn read(files: &[(&str, &str)]) -> Configuration {
@@ -174,7 +217,12 @@ mod tests {
 
     #[test]
     fn a_document_that_cannot_be_read_removes_nothing() {
-        let before = read(&[("p.yaml", DENY), ("i.yaml", IDENTITY), ("t.yaml", STRICT)]);
+        let before = read(&[
+            ("p.yaml", DENY),
+            ("i.yaml", IDENTITY),
+            ("t.yaml", STRICT),
+            ("u.yaml", UPSTREAM),
+        ]);
         let broken = DENY.replace("effect", "efect");
         let mut after = read(&[("p.yaml", &broken), ("i.yaml", "nonsense"), ("t.yaml", "a: [")]);
         assert!(after.policies.is_empty() && after.registrations.is_empty());
@@ -183,6 +231,45 @@ mod tests {
         assert_eq!(after.registrations, before.registrations);
         assert_eq!(after.state.registry.agents().count(), 1);
         assert_eq!(after.state.thresholds.base.t_min.get(), 990);
+        assert_eq!(after.upstreams, before.upstreams);
+    }
+
+    #[test]
+    fn what_is_kept_says_which_line_is_wrong() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |text: &str| {
+            std::fs::write(folder.path().join("p.yaml"), text).unwrap();
+            Configuration::read(folder.path(), &"acme.example".parse().unwrap()).unwrap()
+        };
+        let before = read(DENY);
+        let mut after = read(&DENY.replace("effect: deny", "effect: denny"));
+        after.keep_missing(&before);
+        let mut status = PolicyStatus {
+            policy: after.policies[0].id.clone(),
+            state: PolicyState::Ready,
+            message: String::new(),
+            line: None,
+        };
+        after.place(&mut status);
+        assert_eq!(status.state, PolicyState::LastGood);
+        for part in ["p.yaml:4:", "unknown value `denny`", "its last good version stays in force"] {
+            assert!(status.message.contains(part), "{}", status.message);
+        }
+        // A version that reads well ends that.
+        let mut mended = read(DENY);
+        mended.keep_missing(&after);
+        let mut status =
+            PolicyStatus { state: PolicyState::Ready, message: String::new(), ..status };
+        mended.place(&mut status);
+        assert_eq!((status.state, status.message.as_str()), (PolicyState::Ready, ""));
+        // What does not compile is told by the line of the file.
+        let rego = DENY.replace(
+            "{rules: [{name: no, effect: deny}]}",
+            "\n  rego: |\n    package x\n    nonsense",
+        );
+        let mut status = PolicyStatus { state: PolicyState::Failed, line: Some(2), ..status };
+        read(&rego).place(&mut status);
+        assert!(status.message.contains("p.yaml:7: "), "{}", status.message);
     }
 
     #[test]

@@ -95,6 +95,7 @@ fn status() -> Status {
             verifier_key: "key".into(),
         },
         problems: vec![],
+        warnings: vec!["policy default/starter: no server is called `fils`".into()],
     }
 }
 
@@ -105,6 +106,10 @@ async fn the_ledger_is_read_over_the_socket() {
     assert_eq!(lines.stdout.lines().count(), 602);
     let run = daemon.aegis(&["audit", "query", "--text", "entry-7-end"]).await.exits(0);
     assert!(run.stdout.contains("file:///srv/entry-7-end"), "{}", run.stdout);
+    let named = ["audit", "query", "--agent", "buyer", "--limit", "7", "-o", "json"];
+    assert_eq!(daemon.aegis(&named).await.exits(0).stdout.lines().count(), 7);
+    let none = daemon.aegis(&["audit", "query", "--agent", "buy"]).await.exits(0);
+    assert_eq!((none.stdout.as_str(), none.stderr.as_str()), ("", "aegis: no entry matches\n"));
     let lines = daemon.aegis(&["audit", "export", "--jsonl"]).await.exits(0);
     assert_eq!(lines.stdout.lines().count(), 602);
     lines.stdout.lines().enumerate().for_each(|(i, line)| check_line(i as u64, line));
@@ -124,7 +129,8 @@ async fn what_the_daemon_says_of_itself_is_verified_here() {
     let proof = daemon.ledger.file("9.proof");
     daemon.aegis(&["audit", "prove", "9", "-O", text(&proof)]).await.exits(0);
     daemon.aegis(&["audit", "check-proof", text(&proof), "--key", &key]).await.exits(0);
-    daemon.aegis(&["audit", "prove", "9999"]).await.refuses("no checkpoint covers such an entry");
+    let beyond = daemon.aegis(&["audit", "prove", "9999"]).await;
+    beyond.refuses("there is no entry 9999: the log holds 602 of them, counted from 0");
     let other = aegis_audit::Signer::from_seed("acme.example/audit", &[1; 32]).unwrap();
     let other = other.verifier().to_string();
     daemon.aegis(&["audit", "verify", "--key", &other]).await.refuses("is refused");
@@ -175,6 +181,7 @@ async fn status_checks_what_is_covered() {
     let daemon = Daemon::with(1, more).await;
     let run = daemon.aegis(&["status"]).await.exits(0);
     assert!(run.stdout.contains("Not covered:\n  the upstream `files` is down"), "{}", run.stdout);
+    assert!(run.stdout.contains("Probably not meant:\n  policy default/starter"), "{}", run.stdout);
     daemon.aegis(&["status", "--check"]).await.exits(0);
     daemon.aegis(&["status", "--check", "--coverage"]).await.exits(1);
     daemon.aegis(&["status", "--coverage"]).await.exits(2);
@@ -247,6 +254,7 @@ async fn approvals_are_shown_unable_to_deceive_and_answered() {
     let run = daemon.aegis(&["approvals", "list", "--pending"]).await.exits(0);
     assert_eq!(run.stdout.lines().count(), 2);
     let run = daemon.aegis(&["approvals", "show", "0198"]).await.exits(0);
+    assert!(run.stdout.contains("1 approver, one with a second factor"), "{}", run.stdout);
     assert!(run.stdout.contains("\\u{202e}") && !run.stdout.contains(['\u{202e}', '\u{1b}']));
     let run = daemon.aegis(&["approvals", "approve", "0198", "--totp", "123456"]).await.exits(0);
     assert!(run.stdout.contains("approved"), "{}", run.stdout);
@@ -272,6 +280,7 @@ async fn tools_and_explanations_are_printed() {
         computation: vec!["tier = L1".into()],
         rules: vec!["default/starter#destroying denies".into()],
         would_allow: vec!["an action to which it does not apply".into()],
+        notes: vec!["no server is called `fils`; did you mean `files`?".into()],
     };
     let more = Router::new()
         .route("/v1/tools", get(async move || Json(vec![tool])))
@@ -286,6 +295,7 @@ async fn tools_and_explanations_are_printed() {
     let expected = "deny: Destroying things is not for agents. (policy_denied)\n";
     assert!(run.stdout.starts_with(expected), "{}", run.stdout);
     assert!(run.stdout.contains("What would have allowed it:\n  an action"), "{}", run.stdout);
+    assert!(run.stdout.contains("\nno server is called `fils`; did you mean"), "{}", run.stdout);
 }
 
 #[tokio::test]

@@ -59,6 +59,23 @@ pub(crate) fn aegis(args: &[&str]) -> Run {
     Run::of(&command(args).output().unwrap())
 }
 
+/// A code of the secret in a file, by another implementation. `step`: of this half minute, or of
+/// one before or after it.
+pub(crate) fn code(secret: &Path, step: i8) -> String {
+    const PROGRAM: &str = "import hmac,sys,time,struct
+left=30-time.time()%30
+if left<10: time.sleep(left+0.01)
+key=bytes.fromhex(open(sys.argv[1]).read().strip())
+h=hmac.new(key,struct.pack('>Q',int(time.time())//30+int(sys.argv[2])),'sha1').digest()
+o=h[-1]&15
+print('%06d'%((struct.unpack('>I',h[o:o+4])[0]&0x7fffffff)%1000000),end='')";
+    let output = Command::new("python3")
+        .args(["-c", PROGRAM, text(secret), &step.to_string()])
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }

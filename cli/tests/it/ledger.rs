@@ -19,11 +19,30 @@ async fn queries_select_and_page() {
     assert_eq!(query(&["--decision-id", "d4"]), [10, 9]);
     assert_eq!(query(&["--agent", AGENT]).len(), 40);
     assert_eq!(query(&["--agent", "spiffe://acme.example/ns/x/sa/y/agent/z"]), [0_u64; 0]);
+    assert_eq!(query(&["--agent", "buyer"]).len(), 40);
+    assert_eq!(query(&["--agent", "buyer", "--limit", "3"]), [40, 39, 38]);
+    assert_eq!(query(&["--agent", "buyer", "--text", "entry-7-end"]), [15]);
+    assert_eq!(query(&["--agent", "uyer"]), [0_u64; 0]);
     assert_eq!(query(&["--kind", "journal_closed"]), [41]);
     assert_eq!(query(&["--limit", "3"]), [41, 40, 39]);
     assert_eq!(query(&["--limit", "2", "--after", "39"]), [38, 37]);
     assert_eq!(query(&["--text", "entry-7-end"]), [15]);
     assert_eq!(query(&["--until", "2023-11-14T22:13:21Z"]), [2, 1], "calls of the first second");
+}
+
+#[tokio::test]
+async fn an_unknown_word_is_refused_with_those_that_are_known() {
+    let ledger = Ledger::with(1).await;
+    let refused = |filter: &[&str]| {
+        let mut args = vec!["audit", "query", "--database", text(&ledger.path)];
+        args.extend(filter);
+        aegis(&args).exits(2).stderr
+    };
+    let said = refused(&["--reason", "polcy_denied"]);
+    assert!(said.contains("did you mean `policy_denied`?"), "{said}");
+    assert!(said.contains("rate_limited, obligation_unmet"), "{said}");
+    assert!(refused(&["--kind", "decisions"]).contains("expected one of decision, "));
+    assert!(refused(&["--result", "denied"]).contains("expected one of allow, "));
 }
 
 #[tokio::test]

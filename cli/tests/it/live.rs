@@ -3,7 +3,7 @@
 
 use std::{
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,10 +17,10 @@ use tokio::{
     process::{ChildStdin, ChildStdout},
 };
 
-use crate::fixture::{Run, command, text};
+use crate::fixture::{self, Run, command, text};
 
 /// How long a test waits for what must come.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 const IDENTITY: &str = "apiVersion: aegis.dev/v1alpha1
 kind: AgentIdentity
@@ -78,14 +78,15 @@ impl Live {
         self.folder.path().join("state")
     }
 
-    async fn up(&mut self) {
-        let config = self.folder.path().join("aegis.d");
+    pub(crate) async fn up(&mut self) {
         let state = self.state();
-        let mut args = vec!["up", "--config", text(&config), "--state", text(&state)];
+        let mut args = vec!["up", "--config", "aegis.d", "--state", text(&state)];
         args.extend(["--admin", "127.0.0.1:0"]);
         args.extend(self.more.iter().map(String::as_str));
         let log = std::fs::File::create(self.folder.path().join("log")).unwrap();
-        let child = command(&args).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let mut command = command(&args);
+        command.current_dir(self.folder.path());
+        let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
         self.daemon = Some(child);
         let deadline = Instant::now() + PATIENCE;
         while self.aegis(&["status"]).await.code != 0 {
@@ -96,7 +97,7 @@ impl Live {
         }
     }
 
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut daemon) = self.daemon.take() {
             let _ = daemon.kill();
             let _ = daemon.wait();
@@ -110,7 +111,7 @@ impl Live {
     }
 
     /// Ends it in order.
-    async fn stop(&mut self) {
+    pub(crate) async fn stop(&mut self) {
         let mut daemon = self.daemon.take().unwrap();
         let pid = nix::unistd::Pid::from_raw(daemon.id().try_into().unwrap());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
@@ -129,14 +130,14 @@ impl Live {
     }
 
     /// Entries of a kind.
-    async fn entries(&self, kind: &str) -> Vec<Value> {
+    pub(crate) async fn entries(&self, kind: &str) -> Vec<Value> {
         let run = self.aegis(&["audit", "query", "--kind", kind, "-o", "json"]).await.exits(0);
         let entry = |line| serde_json::from_str::<Value>(line).unwrap()["entry"].take();
         run.stdout.lines().map(entry).collect()
     }
 
     /// Calls a tool of the HTTP upstream; the reason it is refused for, or `None`.
-    async fn call(&self, tool: &str) -> Option<String> {
+    pub(crate) async fn call(&self, tool: &str) -> Option<String> {
         let status = self.status().await;
         let address = status["upstreams"][0]["address"].as_str().unwrap().to_owned();
         let host = address.strip_prefix("http://").unwrap().strip_suffix("/mcp").unwrap();
@@ -161,14 +162,14 @@ impl Live {
 }
 
 /// An MCP server over HTTP that has `echo` and `never`, described so.
-struct Server {
-    description: Arc<Mutex<&'static str>>,
-    calls: Arc<Mutex<u64>>,
-    document: String,
+pub(crate) struct Server {
+    pub(crate) description: Arc<Mutex<&'static str>>,
+    pub(crate) calls: Arc<Mutex<u64>>,
+    pub(crate) document: String,
 }
 
 impl Server {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let (description, calls) = (Arc::new(Mutex::new("first")), Arc::new(Mutex::new(0)));
         let (told, counted) = (Arc::clone(&description), Arc::clone(&calls));
         let answer = async move |Json(message): Json<Value>| {
@@ -195,7 +196,7 @@ impl Server {
     }
 }
 
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds().await {
         assert!(Instant::now() < deadline, "timed out: {what}");
@@ -244,6 +245,12 @@ async fn a_broken_document_keeps_its_last_version_in_the_daemon() {
     .await;
     assert_eq!(live.call("never").await.as_deref(), Some("policy_denied"));
     assert_eq!(live.call("echo").await, None);
+    let policy = live.status().await["policies"][0].clone();
+    assert_eq!(policy["state"], "last_good");
+    let why = policy["message"].as_str().unwrap();
+    for part in ["/aegis.d/policy.yaml:7:", "`efect`", "its last good version stays in force"] {
+        assert!(why.contains(part), "{why}");
+    }
     live.write("policy.yaml", &POLICY.replace("effect: deny", "effect: allow"));
     until("the mended document is in force", async || {
         live.aegis(&["status", "--check"]).await.code == 0
@@ -271,25 +278,20 @@ async fn a_quarantine_and_a_revocation_survive_a_restart() {
     assert_eq!(*server.calls.lock(), 2);
 }
 
-/// The code of the enrolled secret, by another implementation.
-fn code(live: &Live) -> String {
-    const PROGRAM: &str = "import hmac,sys,time,struct
-left=30-time.time()%30
-if left<10: time.sleep(left+0.01)
-key=bytes.fromhex(open(sys.argv[1]).read().strip())
-h=hmac.new(key,struct.pack('>Q',int(time.time())//30+int(sys.argv[2])),'sha1').digest()
-o=h[-1]&15
-print('%06d'%((struct.unpack('>I',h[o:o+4])[0]&0x7fffffff)%1000000),end='')";
-    static STEP: Mutex<i8> = Mutex::new(-1);
-    let secret = live.state().join("totp.secret");
-    let mut step = STEP.lock();
-    let output = Command::new("python3")
-        .args(["-c", PROGRAM, text(&secret), &step.to_string()])
-        .output()
-        .unwrap();
-    // A code works once; the one before, this one and the next are valid.
-    *step += 1;
-    String::from_utf8(output.stdout).unwrap()
+/// Enrols a second factor, and starts anew with it.
+pub(crate) async fn enroll(live: &mut Live) {
+    let state = live.state();
+    let enroll = ["approvals", "enroll", "--state", text(&state)];
+    live.aegis(&enroll).await.exits(0);
+    let code = fixture::code(&state.join("totp.pending"), 0);
+    live.aegis(&[&enroll[..], &["--confirm", &code]].concat()).await.exits(0);
+    live.restart().await;
+}
+
+/// The next code of the enrolled secret that was not used before: codes work once, and the one
+/// before, this one and the next are valid.
+pub(crate) fn code(live: &Live, step: i8) -> String {
+    fixture::code(&live.state().join("totp.secret"), step)
 }
 
 #[tokio::test]
@@ -297,9 +299,7 @@ async fn orders_need_the_second_factor_that_is_enrolled() {
     let server = Server::start().await;
     let mut live = Live::start(&server.document, &[]).await;
     assert_eq!(live.call("echo").await, None);
-    let state = live.state();
-    live.aegis(&["approvals", "enroll", "--state", text(&state)]).await.exits(0);
-    live.restart().await;
+    enroll(&mut live).await;
     *server.description.lock() = "second";
     assert_eq!(live.call("echo").await.as_deref(), Some("tool_quarantined"));
     let tools = live.aegis(&["tools", "list", "-o", "json"]).await.json();
@@ -318,9 +318,9 @@ async fn orders_need_the_second_factor_that_is_enrolled() {
     // Wrong codes have used the step up: a new start forgets that.
     live.restart().await;
     assert_eq!(live.call("echo").await.as_deref(), Some("tool_quarantined"));
-    live.aegis(&[&pin[..], &["--totp", &code(&live)]].concat()).await.exits(0);
+    live.aegis(&[&pin[..], &["--totp", &code(&live, -1)]].concat()).await.exits(0);
     assert_eq!(live.call("echo").await, None);
-    live.aegis(&[&adjust[..], &["--totp", &code(&live)]].concat()).await.exits(0);
+    live.aegis(&[&adjust[..], &["--totp", &code(&live, 0)]].concat()).await.exits(0);
     for kind in ["trust_adjusted", "tool_pinned"] {
         let entries = live.entries(kind).await;
         let by_hand = entries.iter().find(|entry| entry["detail"]["factor"] == "totp");
@@ -330,14 +330,14 @@ async fn orders_need_the_second_factor_that_is_enrolled() {
 }
 
 /// A client's end of `aegis wrap`.
-struct Wrapped {
-    process: tokio::process::Child,
+pub(crate) struct Wrapped {
+    pub(crate) process: tokio::process::Child,
     input: ChildStdin,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Wrapped {
-    fn start(live: &Live, args: &[&str]) -> Self {
+    pub(crate) fn start(live: &Live, args: &[&str]) -> Self {
         let mut command = tokio::process::Command::from(command(args));
         command.env("AEGIS_SOCKET", live.state().join("control.sock"));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
@@ -347,7 +347,7 @@ impl Wrapped {
         Self { process, input, lines }
     }
 
-    async fn ask(&mut self, method: &str, params: Value) -> Value {
+    pub(crate) async fn ask(&mut self, method: &str, params: Value) -> Value {
         let message = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
         self.input.write_all(format!("{message}\n").as_bytes()).await.unwrap();
         let line = tokio::time::timeout(PATIENCE, self.lines.next_line()).await.unwrap();
@@ -356,14 +356,14 @@ impl Wrapped {
 }
 
 /// A stdio server: it tells its environment, and has the tools `echo` and `never`.
-const STDIO: &str = "import json,os,sys
+pub(crate) const STDIO: &str = "import json,os,sys
 for line in sys.stdin:
     m=json.loads(line)
     r={'tools':[{'name':n,'inputSchema':{}} for n in ('echo','never')]} if m['method']=='tools/list' else {'content':[{'type':'text','text':json.dumps(dict(os.environ))}]}
     print(json.dumps({'jsonrpc':'2.0','id':m['id'],'result':r}),flush=True)
 ";
 
-fn registered(live_script: &str) -> String {
+pub(crate) fn registered(live_script: &str) -> String {
     format!(
         "apiVersion: aegis.dev/v1alpha1\nkind: AgentUpstream\nmetadata: {{ name: notes }}\nspec:\n  command:\n    program: python3\n    args: ['-c', {}]\n    env: {{ NOTES_TOKEN: of-the-daemon }}\n",
         serde_json::to_string(live_script).unwrap()

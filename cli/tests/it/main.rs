@@ -10,10 +10,14 @@ mod fixture;
 #[cfg(test)]
 mod ledger;
 #[cfg(test)]
+mod limits;
+#[cfg(test)]
 mod live;
 #[cfg(test)]
 mod policy;
 #[cfg(test)]
 mod service;
+#[cfg(test)]
+mod told;
 #[cfg(test)]
 mod usage;

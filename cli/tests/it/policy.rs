@@ -69,7 +69,7 @@ fn check_says_what_is_wrong_and_where() {
             "  rules: [{ name: a, effect: allow, when: [{ argument: path, operator: exists }] }]\n",
             "must start with `$`",
         ),
-        ("  rego: |\n    package x\n\n    allow if nonsense(1)\n", "line 3"),
+        ("  rego: |\n    package x\n\n    allow if nonsense(1)\n", "2.yaml:8: "),
         ("  rego: |\n    package x\n\n    allow if http.send({})\n", "http.send"),
     ];
     for (number, (spec, expected)) in cases.into_iter().enumerate() {
@@ -78,11 +78,43 @@ fn check_says_what_is_wrong_and_where() {
         let run = aegis(&["policy", "check", text(&file)]).exits(1);
         assert!(run.stdout.contains("wrong") && run.stdout.contains(expected), "{}", run.stdout);
     }
+    let file = dir.path().join("words.yaml");
+    fs::write(&file, format!("{HEAD}  rules:\n    - name: a\n      effect: denny\n")).unwrap();
+    let run = aegis(&["policy", "check", text(&file)]).exits(1);
+    let expected = format!(
+        "wrong  {}:7:15: AgentPolicy: spec.rules[0].effect: unknown value `denny`; expected `allow`, `require_approval`, `deny`; did you mean `deny`?",
+        text(&file)
+    );
+    assert!(run.stdout.contains(&expected), "{}", run.stdout);
     let run = aegis(&["policy", "check", text(dir.path()), "-o", "json"]).exits(1);
     assert_eq!(run.json()["ok"], false);
     aegis(&["policy", "check", "/nonexistent/policy.yaml"]).refuses("/nonexistent/policy.yaml");
     let empty = tempfile::tempdir().unwrap();
     aegis(&["policy", "check", text(empty.path())]).refuses("`aegis init`");
+}
+
+#[test]
+fn a_misspelt_server_is_doubted() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = init(dir.path());
+    let doubted =
+        HEAD.to_owned() + "  match: { servers: [fils] }\n  rules: [{ name: a, effect: deny }]\n";
+    fs::write(folder.join("more.yaml"), doubted).unwrap();
+    let run = aegis(&["policy", "check", text(&folder)]).exits(0);
+    let expected = "doubt  policy default/x: no server is called `fils`, which its `match.servers` names; did you mean `files`?";
+    assert!(run.stdout.contains(expected), "{}", run.stdout);
+    let told = aegis(&["policy", "check", text(&folder), "-o", "json"]).exits(0).json();
+    assert_eq!(told["warnings"].as_array().unwrap().len(), 1, "{told}");
+}
+
+#[test]
+fn a_name_in_aegis_opa_that_is_not_there_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = init(dir.path());
+    let mut command = command(&["policy", "check", text(&folder)]);
+    command.env("AEGIS_OPA", "/nonexistent/opa");
+    let run = Run::of(&command.output().unwrap());
+    run.refuses("AEGIS_OPA names `/nonexistent/opa`, and there is no such program");
 }
 
 #[test]

@@ -216,6 +216,10 @@ async fn an_agent_of_another_user_is_governed_and_cannot_govern() {
         assert!(!world.can(uid, &["rm", "-f", "run/control.sock"]));
     }
     world.refuses(STRANGER, &["wrap", "--server", "notes"], "AgentIdentity").await;
+    // A stranger makes no route, whatever it calls it.
+    world.refuses(STRANGER, &["wrap", "--server", "made-up", "--", "true"], "AgentIdentity").await;
+    let status = world.json(&["status", "-o", "json"]).await;
+    assert!(!status["upstreams"].to_string().contains("made-up"), "{status}");
     // Root is not the agent: that its account differs is on record.
     let done = world.aegis(0, &["approvals", "approve", id]).await;
     assert!(done.status.success(), "{done:?}");
@@ -224,9 +228,69 @@ async fn an_agent_of_another_user_is_governed_and_cannot_govern() {
     assert_eq!(shown["votes"][0]["factor"], "account");
 }
 
+/// Opens a connection as one user, goes on as another, and sends a request.
+const HANDED_ON: &str = "import os,socket,sys
+host,port,maker,user=sys.argv[1],*map(int,sys.argv[2:5])
+os.seteuid(maker)
+s=socket.socket(); s.connect((host,port))
+os.seteuid(0)
+os.setgroups([]); os.setgid(user); os.setuid(user)
+body=b'{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\"}'
+s.sendall(b'POST /mcp HTTP/1.1\\r\\nhost: %s:%d\\r\\nconnection: close\\r\\naccept: application/json\\r\\ncontent-type: application/json\\r\\ncontent-length: %d\\r\\n\\r\\n' % (host.encode(),port,len(body))+body)
+answer=b''
+while True:
+    part=s.recv(4096)
+    if not part: break
+    answer+=part
+print(answer.decode())
+";
+
+/// A socket that one user has made does not speak for a program of another that holds it now.
+#[tokio::test]
+async fn a_socket_speaks_for_the_user_who_made_it() {
+    let privileged = nix::unistd::getuid().is_root()
+        && Command::new("setpriv").arg("--version").output().is_ok();
+    if !privileged {
+        eprintln!("skipped: only root with setpriv can be two users");
+        return;
+    }
+    let world = World::start().await;
+    // What it leads to does not matter: who asks is settled before.
+    let upstream = "apiVersion: aegis.dev/v1alpha1\nkind: AgentUpstream\nmetadata: { name: web }\nspec: { url: 'http://127.0.0.1:1/mcp' }\n";
+    fs::write(world.path("config/web.yaml"), upstream).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let address = loop {
+        let status = world.json(&["status", "-o", "json"]).await;
+        let found = status["upstreams"].as_array().unwrap().iter().find(|u| u["name"] == "web");
+        if let Some(found) = found {
+            break found["address"].as_str().unwrap().to_owned();
+        }
+        assert!(Instant::now() < deadline, "the upstream does not come up");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    let host = address.strip_prefix("http://").unwrap().strip_suffix("/mcp").unwrap();
+    let (host, port) = host.split_once(':').unwrap();
+    let ask = |maker: u32, user: u32| {
+        let (maker, user) = (maker.to_string(), user.to_string());
+        let output = Command::new("python3")
+            .args(["-c", HANDED_ON, host, port, &maker, &user])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let own = ask(AGENT, AGENT);
+    assert!(!own.contains("identity_"), "{own}");
+    let handed_on = ask(STRANGER, AGENT);
+    assert!(handed_on.contains("identity_missing"), "{handed_on}");
+    let lent = ask(AGENT, STRANGER);
+    assert!(lent.contains("identity_missing"), "{lent}");
+}
+
 #[test]
 fn the_unit_is_printed() {
     let run = crate::fixture::aegis(&["up", "--as-service", "--operator", "ada"]).exits(0);
     assert!(run.stdout.contains("--sockets /run/aegis") && run.stdout.contains("--operator ada"));
     assert!(run.stdout.contains("StateDirectoryMode=0700"), "{}", run.stdout);
+    assert!(run.stdout.contains("\nLimitNOFILE=65536\n"), "{}", run.stdout);
 }

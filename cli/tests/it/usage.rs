@@ -136,16 +136,61 @@ fn a_reader_that_leaves_is_no_failure() {
 }
 
 #[test]
-fn a_second_factor_is_enrolled_once_and_for_the_owner_only() {
+fn a_second_factor_counts_once_a_code_has_confirmed_it() {
     use std::os::unix::fs::PermissionsExt as _;
     let dir = tempfile::tempdir().unwrap();
-    let enroll = || aegis(&["approvals", "enroll", "--state", text(dir.path()), "-o", "json"]);
-    let told = enroll().exits(0).json();
-    let file = dir.path().join("totp.secret");
-    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-    let secret = hex::decode(fs::read_to_string(&file).unwrap()).unwrap();
-    assert!(aegis_kernel::totp::Totp::new(&secret).is_some());
+    let enroll = |more: &[&str]| {
+        let mut args = vec!["approvals", "enroll", "--state", text(dir.path()), "-o", "json"];
+        args.extend(more);
+        aegis(&args)
+    };
+    let (pending, file) = (dir.path().join("totp.pending"), dir.path().join("totp.secret"));
+    enroll(&["--confirm", "123456"]).refuses("no secret waits to be confirmed");
+    let first = enroll(&[]).exits(0).json();
+    assert_eq!(fs::metadata(&pending).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(!file.exists(), "nobody has shown a code yet");
+    // Begun again: the one that was never confirmed is no more.
+    let told = enroll(&[]).exits(0).json();
+    assert_ne!(told["secret"], first["secret"]);
     assert_eq!(told["secret"].as_str().unwrap().len(), 32);
-    enroll().refuses("enrolled already");
-    assert_eq!(hex::decode(fs::read_to_string(&file).unwrap()).unwrap(), secret);
+    enroll(&["--confirm", "nonsense"]).refuses("the code is not one of this secret now");
+    assert!(!file.exists());
+    let code = crate::fixture::code(&pending, 0);
+    let told = enroll(&["--confirm", &code]).exits(0).json();
+    assert_eq!(told["confirmed"], true);
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let secret = fs::read_to_string(&file).unwrap();
+    assert!(aegis_kernel::totp::Totp::new(&hex::decode(&secret).unwrap()).is_some());
+    for more in [&[][..], &["--confirm", &code]] {
+        enroll(more).refuses("enrolled already");
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), secret);
+}
+
+#[test]
+fn what_keeps_a_daemon_from_starting_is_told_line_by_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("aegis.d");
+    fs::create_dir(&config).unwrap();
+    let head = "apiVersion: aegis.dev/v1alpha1\nkind: AgentPolicy\nmetadata: { name: x }\nspec:\n";
+    let file = config.join("a.yaml");
+    fs::write(&file, format!("{head}  rules: [{{ name: a, effect: denny }}]\n")).unwrap();
+    fs::write(config.join("b.yaml"), "nonsense").unwrap();
+    let state = dir.path().join("state");
+    let up = |config: &std::path::Path| {
+        aegis(&["up", "--config", text(config), "--state", text(&state), "--admin", "127.0.0.1:0"])
+    };
+    let said = up(&config).exits(1).stderr;
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.len(), 3, "{said}");
+    assert!(lines[0].contains("a.yaml:5:30: AgentPolicy: spec.rules[0].effect: "), "{said}");
+    assert!(lines[0].ends_with("did you mean `deny`?"), "{said}");
+    assert!(
+        lines[1].contains("b.yaml:1:1: is not a resource: ") && lines[2].contains("mend or remove"),
+        "{said}"
+    );
+    assert!(!said.contains("\\n"), "{said}");
+    // A file instead of its folder.
+    up(&file).refuses(&format!("--config takes a folder, and {} is a file", text(&file)));
+    up(&dir.path().join("none")).refuses("does not exist; write one with `aegis init");
 }

@@ -39,6 +39,14 @@ pub enum ClientError {
         /// Why.
         source: std::io::Error,
     },
+    /// Whoever listens closed the connection.
+    #[error(
+        "the Aegis daemon at {socket} closed the connection without an answer; it may be ending, or hold as many connections of yours as may be: try again"
+    )]
+    Closed {
+        /// Where.
+        socket: String,
+    },
     /// The daemon refused; its own sentence.
     #[error("{message}")]
     Refused {
@@ -165,9 +173,20 @@ impl Client {
         })?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| self.foreign(error))?;
+            .map_err(|error| self.broken(error))?;
         tokio::spawn(connection.with_upgrades());
-        sender.send_request(request).await.map_err(|error| self.foreign(error))
+        sender.send_request(request).await.map_err(|error| self.broken(error))
+    }
+
+    /// A connection that ended before its answer, or an answer that is none.
+    fn broken(&self, error: hyper::Error) -> ClientError {
+        let cut = std::error::Error::source(&error)
+            .and_then(|cause| cause.downcast_ref::<std::io::Error>())
+            .is_some();
+        if cut || error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
+            return ClientError::Closed { socket: self.socket.display().to_string() };
+        }
+        self.foreign(error)
     }
 
     fn json<T: DeserializeOwned>(&self, bytes: Bytes) -> Result<T, ClientError> {

@@ -67,6 +67,9 @@ pub struct Status {
     pub ledger: LedgerStatus,
     /// Resources that could not be read, one sentence each.
     pub problems: Vec<String>,
+    /// What is probably not meant, such as a name in a policy that nothing is called by.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// One upstream.

@@ -114,6 +114,9 @@ pub struct Explanation {
     pub rules: Vec<String>,
     /// What would have allowed it; empty if it is allowed.
     pub would_allow: Vec<String>,
+    /// What else there is to know, such as a name that nothing is called by.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// Declares [`Reason`] from one table, so that code, name and documentation cannot part.

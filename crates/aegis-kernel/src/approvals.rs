@@ -1,16 +1,17 @@
 //! The approvals that this decision domain waits for, rebuilt from the ledger at the start.
 //!
 //! Every step is in the ledger before it has an effect, so an approval outlives the process that
-//! asked for it.
+//! asked for it. An agent cannot fill the memory: how many approvals it may wait for is bounded,
+//! and so is what is kept of the arguments; the ledger has all of it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use aegis_audit::entry::{Entry, Kind};
 use aegis_core::{
-    Digest, Timestamp,
+    AgentId, Digest, Timestamp,
     approval::{Approval, ApprovalError, ApprovalRequest, ApprovalState, Vote},
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// What a person is shown when asked.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -40,11 +41,22 @@ pub struct Case {
     pub question: Question,
 }
 
+/// How many approvals one agent may wait for at a time.
+pub const MAX_PENDING: usize = 64;
+/// How many approvals are remembered.
+const MAX_CASES: usize = 10_000;
+/// How many bytes of arguments are kept of all approvals. Beyond, those of the oldest are left out.
+const MAX_ARGUMENTS: usize = 16 << 20;
+
 /// Every case, by id.
 #[derive(Debug, Default)]
 pub struct ApprovalBook {
     cases: HashMap<String, Case>,
     by_action: HashMap<Digest, Vec<String>>,
+    /// The cases whose arguments are kept, the oldest first, and how long these are.
+    kept: VecDeque<(String, usize)>,
+    /// The sum of those lengths.
+    bytes: usize,
 }
 
 impl ApprovalBook {
@@ -52,7 +64,47 @@ impl ApprovalBook {
     pub fn open(&mut self, case: Case) {
         let request = &case.approval.request;
         self.by_action.entry(request.action).or_default().push(request.id.clone());
+        let bytes = case.question.arguments.to_string().len();
+        self.kept.push_back((request.id.clone(), bytes));
+        self.bytes += bytes;
         self.cases.insert(request.id.clone(), case);
+        while self.bytes > MAX_ARGUMENTS {
+            let Some((oldest, bytes)) = self.kept.pop_front() else { break };
+            self.bytes -= bytes;
+            if let Some(case) = self.cases.get_mut(&oldest) {
+                let told = format!("{bytes} bytes; see the entry in the ledger");
+                case.question.arguments = json!({ "omitted": told });
+            }
+        }
+    }
+
+    /// Whether one more approval can be asked for by this agent. Makes room for it by forgetting
+    /// what has ended.
+    pub fn make_room(&mut self, requester: &AgentId, now: Timestamp) -> bool {
+        let waits = |case: &&Case| {
+            case.approval.request.requester == *requester
+                && case.approval.state(now) == ApprovalState::Pending
+        };
+        if self.cases.values().filter(waits).count() >= MAX_PENDING {
+            return false;
+        }
+        if self.cases.len() >= MAX_CASES {
+            self.retain(|case| {
+                matches!(case.approval.state(now), ApprovalState::Pending | ApprovalState::Approved)
+            });
+        }
+        self.cases.len() < MAX_CASES
+    }
+
+    fn retain(&mut self, keep: impl Fn(&Case) -> bool) {
+        self.cases.retain(|_, case| keep(case));
+        let cases = &self.cases;
+        self.by_action.retain(|_, ids| {
+            ids.retain(|id| cases.contains_key(id));
+            !ids.is_empty()
+        });
+        self.kept.retain(|(id, _)| cases.contains_key(id));
+        self.bytes = self.kept.iter().map(|(_, bytes)| bytes).sum();
     }
 
     /// The case that an action with that digest, under those policies, may use or wait for: an
@@ -125,12 +177,7 @@ impl ApprovalBook {
 
     /// Removes cases that ended before `before`; the ledger keeps them.
     pub fn forget(&mut self, before: Timestamp) {
-        self.cases.retain(|_, case| case.approval.request.expires_at >= before);
-        let cases = &self.cases;
-        self.by_action.retain(|_, ids| {
-            ids.retain(|id| cases.contains_key(id));
-            !ids.is_empty()
-        });
+        self.retain(|case| case.approval.request.expires_at >= before);
     }
 
     /// Replays one entry of the ledger.
@@ -160,5 +207,70 @@ impl ApprovalBook {
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aegis_core::decision::ApprovalNeed;
+
+    use super::*;
+
+    fn agent(name: &str) -> AgentId {
+        format!("spiffe://acme.example/ns/a/sa/b/agent/{name}").parse().unwrap()
+    }
+
+    fn case(number: usize, requester: &str, arguments: Value) -> Case {
+        let approval = Approval::new(ApprovalRequest {
+            id: number.to_string(),
+            action: Digest::of(&number.to_be_bytes()),
+            policies: Digest::of(b""),
+            requester: agent(requester),
+            sponsor: None,
+            need: ApprovalNeed::default(),
+            requested_at: Timestamp::from_secs(1_000),
+            expires_at: Timestamp::from_secs(2_000),
+        });
+        Case { approval, question: Question { arguments, ..Question::default() } }
+    }
+
+    #[test]
+    fn an_agent_waits_for_so_many_and_no_more() {
+        let now = Timestamp::from_secs(1_000);
+        let mut book = ApprovalBook::default();
+        for number in 0..MAX_PENDING {
+            assert!(book.make_room(&agent("x"), now));
+            book.open(case(number, "x", Value::Null));
+        }
+        assert!(!book.make_room(&agent("x"), now));
+        assert!(book.make_room(&agent("y"), now), "another agent is not held up");
+        assert!(book.make_room(&agent("x"), Timestamp::from_secs(2_001)), "they have run out");
+    }
+
+    #[test]
+    fn what_has_ended_makes_room_for_what_comes() {
+        let mut book = ApprovalBook::default();
+        for number in 0..MAX_CASES {
+            book.open(case(number, "x", Value::Null));
+        }
+        assert!(!book.make_room(&agent("y"), Timestamp::from_secs(1_000)));
+        assert!(book.make_room(&agent("y"), Timestamp::from_secs(2_001)));
+        assert_eq!((book.cases().count(), book.by_action.len(), book.kept.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn arguments_of_all_approvals_are_bounded_and_the_newest_stay() {
+        let mut book = ApprovalBook::default();
+        let large = || json!({ "text": "x".repeat(1 << 20) });
+        for number in 0..40 {
+            book.open(case(number, "x", large()));
+            let kept: usize = book.cases().map(|c| c.question.arguments.to_string().len()).sum();
+            assert!(kept < MAX_ARGUMENTS + 40 * 100, "{kept}");
+        }
+        assert_eq!(book.find("39").unwrap().question.arguments, large());
+        let oldest = &book.find("0").unwrap().question.arguments;
+        assert!(oldest["omitted"].as_str().unwrap().contains("ledger"), "{oldest}");
+        book.forget(Timestamp::from_secs(2_001));
+        assert_eq!((book.bytes, book.kept.len()), (0, 0));
     }
 }

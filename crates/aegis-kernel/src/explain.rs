@@ -40,6 +40,7 @@ pub fn explain(
             })
             .collect(),
         would_allow: would_allow(request, judgement, thresholds),
+        notes: Vec::new(),
     }
 }
 
@@ -111,7 +112,8 @@ fn would_allow(
         (Verdict::Allow, _) => vec![],
         (Verdict::RequireApproval, _) => {
             let quorum = decision.approval.as_ref().map_or(1, |need| need.quorum);
-            let mut ways = vec![format!("{quorum} approval(s): `aegis approvals list`")];
+            let what = if quorum == 1 { "approval" } else { "approvals" };
+            let mut ways = vec![format!("{quorum} {what}: `aegis approvals list`")];
             for escalation in &decision.escalations {
                 ways.push(match escalation {
                     Escalation::Risk => format!(

@@ -187,12 +187,13 @@ impl Kernel {
         Ok(())
     }
 
-    /// Replaces what is registered, revoked and thresholded, all at once.
+    /// Changes what is registered, revoked and thresholded, all at once. Nothing that somebody else
+    /// changes meanwhile is lost: `change` then runs once more, on the newer state.
     ///
     /// # Errors
     /// When changed thresholds could not be recorded; the new state then holds all the same.
-    pub async fn update(&self, state: State) -> Result<(), AppendError> {
-        self.state.store(Arc::new(state));
+    pub async fn update_with(&self, change: impl Fn(&mut State)) -> Result<(), AppendError> {
+        self.change_state(change);
         self.changed.send_modify(|version| *version += 1);
         self.record_thresholds().await
     }
@@ -213,9 +214,17 @@ impl Kernel {
         }
     }
 
-    /// Replaces the state by one that differs only in when it was confirmed.
-    pub fn confirm(&self, state: State) {
-        self.state.store(Arc::new(state));
+    /// Notes that the state was current at `at`.
+    pub fn confirm(&self, at: Timestamp) {
+        self.change_state(|state| state.confirmed_at = Some(at));
+    }
+
+    fn change_state(&self, change: impl Fn(&mut State)) {
+        self.state.rcu(|current| {
+            let mut next = State::clone(current);
+            change(&mut next);
+            next
+        });
     }
 
     /// What is registered, revoked and thresholded.
@@ -315,7 +324,7 @@ impl Kernel {
         let mut approval = None;
         if judgement.decision.verdict == Verdict::RequireApproval {
             match self.settle_approval(request, &mut judgement, now).await {
-                Ok(id) => approval = Some(id),
+                Ok(id) => approval = id,
                 Err(error) => return Err(self.unrecorded(judgement.decision, &error)),
             }
         }
@@ -416,13 +425,14 @@ impl Kernel {
     }
 
     /// Uses an approval that the action holds, or opens one, or finds the one that is open.
-    /// Returns the approval's id; the judgement says whether it permits.
+    /// Returns the approval's id; the judgement says whether it permits. None is opened where the
+    /// agent waits for too many already.
     async fn settle_approval(
         &self,
         request: &Request<'_>,
         judgement: &mut Judgement,
         now: Timestamp,
-    ) -> Result<String, AppendError> {
+    ) -> Result<Option<String>, AppendError> {
         let (action, policies) = (judgement.decision.action, judgement.policies);
         let found = {
             let mut book = self.approvals.lock();
@@ -449,10 +459,14 @@ impl Kernel {
                 draft.action = record::action_members(request.action, &action.to_string());
                 self.journal.append(draft).await?.await?;
                 judgement.allow(Reason::Approved);
-                Ok(id)
+                Ok(Some(id))
             }
-            Some((id, false)) => Ok(id),
-            None => self.open_approval(request, judgement, now).await,
+            Some((id, false)) => Ok(Some(id)),
+            None if !self.approvals.lock().make_room(&request.context.principal.id, now) => {
+                judgement.deny(Reason::Overloaded);
+                Ok(None)
+            }
+            None => self.open_approval(request, judgement, now).await.map(Some),
         }
     }
 
@@ -480,18 +494,20 @@ impl Kernel {
             requested_at: now,
             expires_at: now.plus(std::time::Duration::from_secs(ttl.into())),
         };
+        let principal = request.context.principal;
+        let draft =
+            record::of_principal(Kind::ApprovalRequested, now, Outcome::Recorded, principal);
+        let mut draft = record::with_arguments(draft, request.action, &decision.obligations);
         let question = Question {
             action: record::action_members(request.action, &decision.action.to_string()),
-            arguments: record::redacted(&request.action.arguments, &decision.obligations),
+            // As they are recorded: redacted, and left out where they are large.
+            arguments: draft.arguments.clone().unwrap_or_default(),
             message: decision.message.clone(),
             reason: decision.reason.code().into(),
             risk: decision.risk.score.get().into(),
             trust: decision.trust.get().into(),
             tier: decision.tier.as_str().into(),
         };
-        let principal = request.context.principal;
-        let mut draft =
-            record::of_principal(Kind::ApprovalRequested, now, Outcome::Recorded, principal);
         draft.approval = Some(id.clone());
         draft.action.clone_from(&question.action);
         draft.resource.clone_from(&request.action.resource);
@@ -504,7 +520,6 @@ impl Kernel {
         }
         draft.detail.insert("request".into(), json!(asked));
         draft.detail.insert("question".into(), told);
-        let draft = record::with_arguments(draft, request.action, &decision.obligations);
         self.journal.append(draft).await?.await?;
         let case = Case { approval: aegis_core::approval::Approval::new(asked), question };
         self.approvals.lock().open(case);

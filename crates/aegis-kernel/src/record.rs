@@ -147,7 +147,7 @@ pub(crate) fn with_arguments(draft: Draft, action: &Action, obligations: &[Oblig
 
 /// The arguments as people may see them: without what obligations name and without the values of
 /// members whose names speak of secrets.
-pub(crate) fn redacted(arguments: &Value, obligations: &[Obligation]) -> Value {
+fn redacted(arguments: &Value, obligations: &[Obligation]) -> Value {
     let paths: Vec<redact::Path> = obligations
         .iter()
         .filter(|obligation| obligation.kind == ObligationKind::RedactArgument)

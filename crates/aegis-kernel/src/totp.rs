@@ -16,8 +16,24 @@ const GUESSES: u32 = 3;
 pub struct Totp {
     secret: Vec<u8>,
     last_step: u64,
-    /// The step of the last wrong codes, and how many there were.
-    wrong: (u64, u32),
+    /// The wrong codes for what permits something.
+    wrong: Wrong,
+    /// The wrong codes for what stops an agent: these lock nothing.
+    wrong_stops: Wrong,
+}
+
+/// The step of the last wrong codes, and how many there were.
+#[derive(Clone, Copy, Default)]
+struct Wrong(u64, u32);
+
+impl Wrong {
+    const fn in_step(self, step: u64) -> u32 {
+        if self.0 == step { self.1 } else { 0 }
+    }
+
+    fn add(&mut self, step: u64) {
+        *self = Self(step, self.in_step(step).saturating_add(1));
+    }
 }
 
 impl std::fmt::Debug for Totp {
@@ -30,26 +46,54 @@ impl Totp {
     /// From a secret of at least 16 bytes (RFC 4226 §4, R6).
     #[must_use]
     pub fn new(secret: &[u8]) -> Option<Self> {
-        (secret.len() >= 16).then(|| Self { secret: secret.to_vec(), last_step: 0, wrong: (0, 0) })
+        (secret.len() >= 16).then(|| Self {
+            secret: secret.to_vec(),
+            last_step: 0,
+            wrong: Wrong::default(),
+            wrong_stops: Wrong::default(),
+        })
     }
 
     /// Whether `code` is valid now, one step early or late included. Uses it up. After three wrong
     /// codes none is valid until the next step.
     pub fn verify(&mut self, code: &str, now: Timestamp) -> bool {
         let step = now.as_secs() / STEP_SECS;
-        if self.wrong.0 != step {
-            self.wrong = (step, 0);
-        }
-        if self.wrong.1 >= GUESSES {
+        if self.wrong.in_step(step) >= GUESSES {
             return false;
         }
+        let right = self.take(code, step);
+        if !right {
+            self.wrong.add(step);
+        }
+        right
+    }
+
+    /// As [`Totp::verify`], for an order that stops an agent: nobody's wrong codes keep a person
+    /// from that. Whoever guesses gains a stop at most, and the code is used up. Where
+    /// [`Totp::is_pressed`], the caller waits before it asks.
+    pub fn verify_stop(&mut self, code: &str, now: Timestamp) -> bool {
+        let step = now.as_secs() / STEP_SECS;
+        let right = self.take(code, step);
+        if !right {
+            self.wrong_stops.add(step);
+        }
+        right
+    }
+
+    /// Whether somebody seems to guess at stops.
+    #[must_use]
+    pub const fn is_pressed(&self, now: Timestamp) -> bool {
+        self.wrong_stops.in_step(now.as_secs() / STEP_SECS) >= GUESSES
+    }
+
+    /// Whether the code is valid in this step, one early or late included. Uses it up.
+    fn take(&mut self, code: &str, step: u64) -> bool {
         for candidate in [step, step.saturating_sub(1), step + 1] {
             if candidate > self.last_step && constant_time_eq(&self.code(candidate), code) {
                 self.last_step = candidate;
                 return true;
             }
         }
-        self.wrong.1 += 1;
         false
     }
 
@@ -97,6 +141,25 @@ mod tests {
         assert!(!totp.verify("287082", at(59)));
         assert!(!totp.verify("", at(59)));
         assert!(Totp::new(b"short").is_none());
+    }
+
+    #[test]
+    fn guesses_lock_no_stop_and_stops_lock_nothing() {
+        let mut totp = Totp::new(b"12345678901234567890").unwrap();
+        let at = Timestamp::from_secs(59);
+        for _ in 0..GUESSES {
+            assert!(!totp.is_pressed(at));
+            assert!(!totp.verify("000000", at) && !totp.verify_stop("000000", at));
+        }
+        assert!(totp.is_pressed(at) && !totp.is_pressed(Timestamp::from_secs(60)));
+        assert!(!totp.verify("287082", at), "approvals are locked");
+        assert!(totp.verify_stop("287082", at), "a stop is not");
+        assert!(!totp.verify_stop("287082", at), "a code works once");
+        let mut totp = Totp::new(b"12345678901234567890").unwrap();
+        for _ in 0..GUESSES {
+            assert!(!totp.verify_stop("000000", at));
+        }
+        assert!(totp.verify("287082", at));
     }
 
     #[test]

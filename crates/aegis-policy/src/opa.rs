@@ -26,6 +26,11 @@ pub enum OpaError {
         "the program `opa` is not installed, and Aegis compiles policies with it: run `go install github.com/open-policy-agent/opa@v1.22.2` or download it from openpolicyagent.org, then put it on the PATH or name it in AEGIS_OPA"
     )]
     Missing,
+    /// AEGIS_OPA names what is not there.
+    #[error(
+        "AEGIS_OPA names `{0}`, and there is no such program; correct it, or unset it to search the PATH"
+    )]
+    Named(String),
     /// It cannot be run or answered nonsense.
     #[error("`{program}` cannot be used: {message}")]
     Broken {
@@ -89,11 +94,12 @@ impl Opa {
     /// When there is none, or it does not run.
     pub fn locate() -> Result<Self, OpaError> {
         let named = env::var_os("AEGIS_OPA").filter(|path| !path.is_empty()).map(PathBuf::from);
-        let program = match named {
-            Some(program) => program,
-            None => search().ok_or(OpaError::Missing)?,
-        };
-        Self::at(program)
+        let Some(program) = named else { return Self::at(search().ok_or(OpaError::Missing)?) };
+        let shown = program.display().to_string();
+        Self::at(program).map_err(|error| match error {
+            OpaError::Missing => OpaError::Named(shown),
+            other => other,
+        })
     }
 
     /// The `opa` at this path.

@@ -1,24 +1,40 @@
 //! Reading resources from YAML: one file, or a folder of them.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, btree_map::Entry},
     fs,
     path::{Path, PathBuf},
 };
 
+use aegis_core::{policy::PolicySpec, thresholds::Thresholds};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_yaml_ng::Value;
 
-use crate::resource::{API_VERSION, DEFAULT_NAMESPACE, Loaded, Metadata, Resource, Resources};
+use crate::{
+    AgentIdentitySpec, AgentUpstreamSpec,
+    nearest::did_you_mean,
+    place::{self, Place},
+    resource::{API_VERSION, DEFAULT_NAMESPACE, Loaded, Metadata, Resource, Resources},
+};
 
 /// The largest file that is read. Bytes.
 const MAX_FILE_BYTES: u64 = 4 << 20;
+
+/// The kinds that a folder may hold.
+const KINDS: [&str; 6] = [
+    "AgentPolicy",
+    "ClusterAgentPolicy",
+    "AgentIdentity",
+    "TrustThreshold",
+    "ClusterTrustThreshold",
+    "AgentUpstream",
+];
 
 /// Why a document is not a resource.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{place}: {message}")]
 pub struct LoadError {
-    /// File, document and, where known, line.
+    /// The file and, where known, line and column.
     pub place: String,
     /// What is wrong and what to do.
     pub message: String,
@@ -26,6 +42,7 @@ pub struct LoadError {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(expecting = "apiVersion, kind, metadata and spec")]
 struct Envelope {
     api_version: String,
     kind: String,
@@ -52,7 +69,7 @@ pub fn load_folder(folder: &Path) -> Result<(Resources, Vec<LoadError>), LoadErr
     files.sort();
     let mut resources = Resources::default();
     let mut errors = Vec::new();
-    let mut seen = BTreeSet::new();
+    let mut seen = BTreeMap::new();
     for file in files {
         let place = file.display().to_string();
         let text = match read(&file) {
@@ -63,7 +80,7 @@ pub fn load_folder(folder: &Path) -> Result<(Resources, Vec<LoadError>), LoadErr
             }
         };
         for document in parse_documents(&place, &text) {
-            match document.and_then(|loaded| first_of_its_name(&place, loaded, &mut seen)) {
+            match document.and_then(|loaded| first_of_its_name(loaded, &mut seen)) {
                 Ok(loaded) => resources.push(loaded),
                 Err(error) => errors.push(error),
             }
@@ -100,9 +117,8 @@ fn read(file: &Path) -> Result<String, String> {
 }
 
 fn first_of_its_name(
-    place: &str,
     loaded: Loaded,
-    seen: &mut BTreeSet<(&'static str, String, String)>,
+    seen: &mut BTreeMap<(&'static str, String, String), Place>,
 ) -> Result<Loaded, LoadError> {
     let metadata = loaded.metadata();
     let namespace = if loaded.is_cluster_scoped() {
@@ -110,28 +126,49 @@ fn first_of_its_name(
     } else {
         metadata.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.into())
     };
-    let name = metadata.name.clone();
-    if seen.insert((loaded.kind(), namespace, name.clone())) {
-        return Ok(loaded);
+    let (kind, name) = (loaded.kind(), metadata.name.clone());
+    match seen.entry((kind, namespace, name.clone())) {
+        Entry::Vacant(entry) => {
+            entry.insert(loaded.place().clone());
+            Ok(loaded)
+        }
+        Entry::Occupied(first) => {
+            let first = first.get();
+            let message =
+                format!("{kind} `{name}` is defined twice, first in {first}; rename or remove one");
+            Err(LoadError { place: loaded.place().to_string(), message })
+        }
     }
-    let message = format!("{} `{name}` is defined twice; rename or remove one", loaded.kind());
-    Err(LoadError { place: place.into(), message })
 }
 
-/// Parses the documents of one YAML text. `place` is how errors name it.
+/// Parses the documents of one YAML text. `file` is how errors name it.
 #[must_use]
-pub fn parse_documents(place: &str, text: &str) -> Vec<Result<Loaded, LoadError>> {
+pub fn parse_documents(file: &str, text: &str) -> Vec<Result<Loaded, LoadError>> {
     let mut parsed = Vec::new();
+    let placed = |at: Option<(usize, usize)>| {
+        at.map_or_else(|| file.to_owned(), |(line, column)| format!("{file}:{line}:{column}"))
+    };
     for (number, document) in serde_yaml_ng::Deserializer::from_str(text).enumerate() {
-        let place = format!("{place}, document {}", number + 1);
         match Value::deserialize(document) {
             Ok(Value::Null) => {}
             Ok(value) => {
-                parsed.push(resource(value).map_err(|message| LoadError { place, message }))
+                let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
+                let place = Place::of(file, text, number);
+                parsed.push(resource(value, place).map_err(|message| {
+                    match explain(&kind, text, number) {
+                        Some((at, said)) => LoadError { place: placed(Some(at)), message: said },
+                        None => {
+                            let at = place::locate_named(text, number, &message);
+                            LoadError { place: placed(at), message }
+                        }
+                    }
+                }));
             }
             Err(error) => {
                 // After a syntax error the stream has no more documents to offer.
-                parsed.push(Err(LoadError { place, message: format!("is not YAML: {error}") }));
+                let at = error.location().map(|at| (at.line(), at.column()));
+                let message = format!("is not YAML: {error}");
+                parsed.push(Err(LoadError { place: placed(at), message }));
                 break;
             }
         }
@@ -139,7 +176,19 @@ pub fn parse_documents(place: &str, text: &str) -> Vec<Result<Loaded, LoadError>
     parsed
 }
 
-fn resource(value: Value) -> Result<Loaded, String> {
+/// What is wrong with a document that does not have the shape of its kind, and where.
+fn explain(kind: &str, text: &str, document: usize) -> Option<((usize, usize), String)> {
+    let (at, said) = match kind {
+        "AgentPolicy" | "ClusterAgentPolicy" => place::explain::<PolicySpec>(text, document),
+        "AgentIdentity" => place::explain::<AgentIdentitySpec>(text, document),
+        "TrustThreshold" | "ClusterTrustThreshold" => place::explain::<Thresholds>(text, document),
+        "AgentUpstream" => place::explain::<AgentUpstreamSpec>(text, document),
+        _ => None,
+    }?;
+    Some((at, format!("{kind}: {said}")))
+}
+
+fn resource(value: Value, place: Place) -> Result<Loaded, String> {
     let envelope: Envelope =
         serde_yaml_ng::from_value(value).map_err(|error| format!("is not a resource: {error}"))?;
     if envelope.api_version != API_VERSION {
@@ -149,15 +198,17 @@ fn resource(value: Value) -> Result<Loaded, String> {
     let Envelope { kind, metadata, spec, .. } = envelope;
     let at = format!("{kind} `{}`", metadata.name);
     let loaded = match kind.as_str() {
-        "AgentPolicy" => Loaded::Policy(with_spec(metadata, spec, &at)?),
-        "ClusterAgentPolicy" => Loaded::ClusterPolicy(with_spec(metadata, spec, &at)?),
-        "AgentIdentity" => Loaded::Identity(with_spec(metadata, spec, &at)?),
-        "TrustThreshold" => Loaded::Threshold(with_spec(metadata, spec, &at)?),
-        "ClusterTrustThreshold" => Loaded::ClusterThreshold(with_spec(metadata, spec, &at)?),
-        "AgentUpstream" => Loaded::Upstream(with_spec(metadata, spec, &at)?),
+        "AgentPolicy" => Loaded::Policy(with_spec(metadata, spec, place, &at)?),
+        "ClusterAgentPolicy" => Loaded::ClusterPolicy(with_spec(metadata, spec, place, &at)?),
+        "AgentIdentity" => Loaded::Identity(with_spec(metadata, spec, place, &at)?),
+        "TrustThreshold" => Loaded::Threshold(with_spec(metadata, spec, place, &at)?),
+        "ClusterTrustThreshold" => Loaded::ClusterThreshold(with_spec(metadata, spec, place, &at)?),
+        "AgentUpstream" => Loaded::Upstream(with_spec(metadata, spec, place, &at)?),
         other => {
             return Err(format!(
-                "kind is `{other}`; expected AgentPolicy, ClusterAgentPolicy, AgentIdentity, TrustThreshold, ClusterTrustThreshold or AgentUpstream"
+                "kind is `{other}`; expected {}{}",
+                KINDS.join(", "),
+                did_you_mean(other, KINDS)
             ));
         }
     };
@@ -168,11 +219,12 @@ fn resource(value: Value) -> Result<Loaded, String> {
 fn with_spec<S: DeserializeOwned>(
     metadata: Metadata,
     spec: Value,
+    place: Place,
     at: &str,
 ) -> Result<Resource<S>, String> {
     let spec = if spec.is_null() { Value::Mapping(serde_yaml_ng::Mapping::new()) } else { spec };
     let spec = serde_yaml_ng::from_value(spec).map_err(|error| format!("{at}: spec: {error}"))?;
-    Ok(Resource { metadata, spec })
+    Ok(Resource { metadata, spec, place })
 }
 
 fn validate(loaded: &Loaded) -> Result<(), String> {
@@ -265,7 +317,7 @@ mod tests {
             ),
             (
                 "apiVersion: aegis.dev/v1alpha1\nkind: AgentPolicy\nmetadata: {name: a}\nspec: {mode: shadow}",
-                "unknown variant `shadow`",
+                "spec.mode: unknown value `shadow`; expected `enforce`, `audit`",
             ),
             (
                 "apiVersion: aegis.dev/v1alpha1\nkind: AgentPolicy\nmetadata: {name: a}\nspec: {selector: {namespaces: [x]}}",
@@ -288,7 +340,41 @@ mod tests {
         for (text, expected) in cases {
             let error = one(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}\nlacks {expected}");
-            assert!(error.starts_with("test.yaml, document 1: "), "{error}");
+            assert!(error.starts_with("test.yaml:"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_has_a_line_and_the_word_that_was_meant() {
+        let head = format!("# first\n---\napiVersion: {API_VERSION}\nkind: AgentPolicy\n");
+        let rules = "metadata: {name: a}\nspec:\n  rules:\n    - {name: b, effect: denny}\n";
+        for (text, place, said) in [
+            (format!("{head}{rules}"), "test.yaml:8:25: AgentPolicy: ", "did you mean `deny`?"),
+            (
+                format!("{head}metadata: {{name: A_b}}"),
+                "test.yaml:5:18: ",
+                "metadata.name is `A_b`",
+            ),
+            (
+                format!("{head}metadata: {{name: a}}").replace("kind: AgentP", "kind: AgntP"),
+                "test.yaml:4:7: ",
+                "did you mean `AgentPolicy`?",
+            ),
+            (
+                format!("{head}metadata: {{name: a}}\nspec:\n  selector: {{namespaces: [x]}}"),
+                "test.yaml:7:26: ",
+                "only for a ClusterAgentPolicy",
+            ),
+            (
+                format!(
+                    "apiVersion: {API_VERSION}\nkind: TrustThreshold\nmetadata: {{name: a}}\nspec:\n  tMin: 0"
+                ),
+                "test.yaml:5:9: ",
+                "`tMin` is 0",
+            ),
+        ] {
+            let error = one(&text).unwrap_err().to_string();
+            assert!(error.starts_with(place) && error.contains(said), "{error}");
         }
     }
 
@@ -321,7 +407,9 @@ mod tests {
         let (resources, errors) = load_folder(folder.path()).unwrap();
         assert_eq!(resources.policies.len(), 1);
         assert_eq!(errors.len(), 2);
-        assert!(errors[1].message.contains("defined twice"), "{}", errors[1]);
+        let first = folder.path().join("2.yaml:1").display().to_string();
+        assert!(errors[1].message.contains("defined twice, first in"), "{}", errors[1]);
+        assert!(errors[1].message.contains(&first), "{}", errors[1]);
         assert!(load_folder(Path::new("/nonexistent")).is_err());
     }
 }

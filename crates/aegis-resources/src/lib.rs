@@ -10,11 +10,15 @@ pub mod folder;
 pub mod identity;
 #[cfg(feature = "kube")]
 pub mod kinds;
+pub mod nearest;
+pub mod place;
 pub mod resource;
 pub mod status;
 pub mod upstream;
 
 pub use folder::{LoadError, is_label, load_folder, parse_documents};
 pub use identity::AgentIdentitySpec;
+pub use nearest::{did_you_mean, nearest};
+pub use place::Place;
 pub use resource::{API_VERSION, Loaded, Metadata, Resource, Resources};
 pub use upstream::AgentUpstreamSpec;

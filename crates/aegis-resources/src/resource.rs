@@ -4,7 +4,7 @@ use aegis_core::{policy::PolicySpec, thresholds::Thresholds};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{identity::AgentIdentitySpec, upstream::AgentUpstreamSpec};
+use crate::{identity::AgentIdentitySpec, place::Place, upstream::AgentUpstreamSpec};
 
 /// The group and version of every kind.
 pub const API_VERSION: &str = "aegis.dev/v1alpha1";
@@ -36,6 +36,8 @@ pub struct Resource<S> {
     pub metadata: Metadata,
     /// Its specification.
     pub spec: S,
+    /// Where it was read.
+    pub place: Place,
 }
 
 /// One resource of any kind, and where it was read.
@@ -102,6 +104,17 @@ impl Loaded {
             Self::Identity(r) => &r.metadata,
             Self::Threshold(r) | Self::ClusterThreshold(r) => &r.metadata,
             Self::Upstream(r) => &r.metadata,
+        }
+    }
+
+    /// Where it was read.
+    #[must_use]
+    pub const fn place(&self) -> &Place {
+        match self {
+            Self::Policy(r) | Self::ClusterPolicy(r) => &r.place,
+            Self::Identity(r) => &r.place,
+            Self::Threshold(r) | Self::ClusterThreshold(r) => &r.place,
+            Self::Upstream(r) => &r.place,
         }
     }
 

@@ -88,6 +88,10 @@ pub struct UpstreamCommand {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "environment")]
     pub env: BTreeMap<String, String>,
+    /// The user of this machine to run it as: a name or a number. Needs a daemon that runs as root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub user: Option<String>,
     /// Its working directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", length(min = 1, max = 4096))]

@@ -1,6 +1,6 @@
 //! Process plumbing that every Aegis process shares: logs, signals and an orderly end.
 
-use std::time::Duration;
+use std::{io::IsTerminal as _, time::Duration};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -16,10 +16,13 @@ pub enum LogFormat {
 }
 
 /// Starts logging to standard error. `AEGIS_LOG` filters as `RUST_LOG` does elsewhere; the default
-/// is `info`. A second call does nothing.
+/// is `info`. Colours only where a terminal shows them and NO_COLOR is not set. A second call does
+/// nothing.
 pub fn init_logs(format: LogFormat) {
     let filter = EnvFilter::try_from_env("AEGIS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let colours = std::io::stderr().is_terminal() && !refused;
+    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     let _ = match format {
         LogFormat::Text => builder.with_target(false).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

@@ -82,9 +82,11 @@ async fn an_answer_that_comes_after_a_change_is_judged_by_it() {
     world.upstream.answers(move |seen| {
         let kernel = Arc::clone(&kernel);
         async move {
-            let mut state = (*kernel.state()).clone();
-            state.revoked.insert(crate::world::AGENT.parse().unwrap());
-            kernel.update(state).await.unwrap();
+            let agent: aegis_core::AgentId = crate::world::AGENT.parse().unwrap();
+            let revoke = |state: &mut aegis_kernel::State| {
+                state.revoked.insert(agent.clone());
+            };
+            kernel.update_with(revoke).await.unwrap();
             upstream::json(200, &upstream::result_for(&seen, &json!({ "content": ["late"] })))
         }
     });

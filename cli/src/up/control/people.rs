@@ -1,7 +1,7 @@
 //! Who orders something over the control socket, and what confirms it: people, with the second factor
 //! where one is enrolled, and never an agent.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use aegis_core::approval::Factor;
 use aegis_kernel::{ByHand, totp::Totp};
@@ -17,6 +17,7 @@ use super::{Asker, Failure, Shared};
 use crate::up::{
     attest::now,
     daemon::{Daemon, files_of},
+    guesses::Confirms,
     operators::name_of,
 };
 
@@ -35,11 +36,15 @@ pub(super) async fn for_operators(
     Failure(StatusCode::FORBIDDEN, message.into()).into_response()
 }
 
+/// How long a code for a stop waits while somebody guesses.
+const PRESSED: Duration = Duration::from_secs(1);
+
 /// What confirms who asks.
-pub(super) fn factor(
+pub(super) async fn factor(
     daemon: &Daemon,
     asker: &Asker,
     code: Option<&str>,
+    confirms: Confirms,
 ) -> Result<Factor, Failure> {
     let Some(code) = code else {
         // An agent that is recognised otherwise than by its user may be of any.
@@ -54,26 +59,40 @@ pub(super) fn factor(
         let message = "agents run under your account; confirm with --totp and its code, or ask as another user";
         return Err(Failure(StatusCode::FORBIDDEN, message.into()));
     };
-    let mut totp = daemon.totp.lock();
-    let Some(totp) = totp.as_mut() else {
+    let stops = confirms == Confirms::Stop;
+    if stops && daemon.totp.lock().as_ref().is_some_and(|totp| totp.is_pressed(now())) {
+        // A stop is never locked out. Each guess at one costs a second instead.
+        tokio::time::sleep(PRESSED).await;
+    }
+    let right = daemon.totp.lock().as_mut().map(|totp| match confirms {
+        Confirms::More => totp.verify(code, now()),
+        Confirms::Stop => totp.verify_stop(code, now()),
+    });
+    let Some(right) = right else {
         let message =
             "no second factor is enrolled; run `aegis approvals enroll` as the daemon's user";
         return Err(Failure(StatusCode::CONFLICT, message.into()));
     };
-    if !totp.verify(code, now()) {
-        tracing::warn!(uid = asker.uid, "a one-time code was wrong");
-        let message = "the code is not valid now, or was used before, or too many were wrong; wait for the next one";
+    if !right {
+        let who = asker.uid.map_or_else(|| "unknown".to_owned(), name_of);
+        daemon.guesses.count(who, confirms);
+        let message = if stops {
+            "the code is not valid now, or was used before; try the next one"
+        } else {
+            "the code is not valid now, or was used before, or too many were wrong; wait for the next one"
+        };
         return Err(Failure(StatusCode::FORBIDDEN, message.into()));
     }
     Ok(Factor::Totp)
 }
 
 /// Who orders something: no agent, and with the second factor where one is enrolled.
-pub(super) fn by_hand(
+pub(super) async fn by_hand(
     daemon: &Daemon,
     asker: &Asker,
     code: Option<&str>,
     why: Option<&str>,
+    confirms: Confirms,
 ) -> Result<ByHand, Failure> {
     refuse_agents(daemon, asker)?;
     want_code(daemon, code)?;
@@ -81,7 +100,7 @@ pub(super) fn by_hand(
         let message = "say why with --reason; it is recorded";
         return Err(Failure(StatusCode::BAD_REQUEST, message.into()));
     }
-    let factor = factor(daemon, asker, code)?;
+    let factor = factor(daemon, asker, code, confirms).await?;
     Ok(ByHand { who: approver(asker)?, factor, why: why.map(str::to_owned) })
 }
 

@@ -11,7 +11,7 @@ use axum::{
 };
 use hyper_util::rt::TokioIo;
 
-use super::{Asker, Failure, Shared};
+use super::{Asker, Failure, Shared, listener::HEAD_TIMEOUT};
 use crate::up::command::{self, Started};
 
 /// What a client puts into its configuration for a server on standard streams.
@@ -35,7 +35,9 @@ pub(super) async fn wrap(
         return Err(Failure(StatusCode::UPGRADE_REQUIRED, "ask with `Upgrade: aegis-wrap`".into()));
     }
     let body = std::mem::take(request.body_mut());
-    let bytes = axum::body::to_bytes(body, 64 * 1024).await?;
+    let bytes = tokio::time::timeout(HEAD_TIMEOUT, axum::body::to_bytes(body, 64 * 1024)).await;
+    let slow = |_| Failure(StatusCode::REQUEST_TIMEOUT, "the wrapper said nothing in time".into());
+    let bytes = bytes.map_err(slow)??;
     let hello: WrapHello = serde_json::from_slice(&bytes)?;
     let refused = |reason: Reason| {
         // Under one name: a stranger chooses no labels, and makes no route.
@@ -49,9 +51,16 @@ pub(super) async fn wrap(
     let attested = asker.attested.map_err(refused)?;
     let principal = daemon.kernel.state().registry.principal(&attested.id, attested.not_after);
     let principal = principal.ok_or_else(|| refused(Reason::IdentityUnknown))?;
+    let uid = asker.uid.ok_or_else(|| refused(Reason::IdentityMissing))?;
+    let operator = daemon.operators.includes(Some(uid));
+    let Some(pass) = daemon.gates.wrappers.enter(uid, operator) else {
+        daemon.shared.refusals.count("wrap", Reason::Overloaded);
+        let message = "there are as many wrapped servers as may be; end some of their clients";
+        return Err(Failure(StatusCode::SERVICE_UNAVAILABLE, message.into()));
+    };
     let namespace = hello.namespace.unwrap_or_else(|| "default".into());
     let route = daemon
-        .wrapped(&namespace, &hello.server)
+        .wrapped(&namespace, &hello.server, !hello.command.is_empty())
         .await
         .map_err(|error| Failure(StatusCode::CONFLICT, format!("{error:#}")))?;
     let server = registered(&route, &hello.command)?;
@@ -68,6 +77,7 @@ pub(super) async fn wrap(
             },
             Err(error) => tracing::warn!(%error, "a wrapper did not follow up"),
         }
+        drop(pass);
     });
     let mut upgraded = HeaderMap::new();
     for (name, value) in [("connection", "upgrade"), ("upgrade", "aegis-wrap"), (STARTED_BY, by)] {

@@ -35,6 +35,34 @@ async fn an_approval_permits_exactly_once() {
 }
 
 #[tokio::test]
+async fn an_agent_cannot_ask_without_end_and_large_arguments_stay_in_the_ledger() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut domain = Domain::open(folder.path()).await;
+    let long = json!({ "word": "x".repeat(20_000) });
+    let refusal = domain.kernel.decide(domain.context(), call_with("ask", long)).await.unwrap_err();
+    assert!(refusal.approval.is_some());
+    let shown = &domain.kernel.approvals()[0].question.arguments;
+    assert!(shown["omitted"].as_str().unwrap().contains("arguments_digest"), "{shown}");
+    for number in 1..aegis_kernel::approvals::MAX_PENDING {
+        let call = call_with("ask", json!({ "n": number }));
+        assert!(domain.kernel.decide(domain.context(), call).await.unwrap_err().approval.is_some());
+    }
+    let one_more = || call_with("ask", json!({ "n": "more" }));
+    let refusal = domain.kernel.decide(domain.context(), one_more()).await.unwrap_err();
+    assert_eq!(
+        (refusal.decision.verdict, refusal.decision.reason, refusal.approval),
+        (Verdict::Deny, Reason::Overloaded, None)
+    );
+    assert!(refusal.index.is_some(), "recorded");
+    // What it waits for already, and other agents, are not held up.
+    let known = domain.kernel.decide(domain.context(), call_with("ask", json!({ "n": 1 }))).await;
+    assert!(known.unwrap_err().approval.is_some());
+    domain.principal = principal("two");
+    let other = domain.kernel.decide(domain.context(), one_more()).await.unwrap_err();
+    assert!(other.approval.is_some());
+}
+
+#[tokio::test]
 async fn of_many_at_once_one_uses_it() {
     let folder = tempfile::tempdir().unwrap();
     let domain = Domain::open(folder.path()).await;

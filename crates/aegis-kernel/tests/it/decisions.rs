@@ -76,7 +76,7 @@ async fn identity_comes_before_policy() {
         (State { revoked: [agent("one")].into(), ..state() }, Reason::IdentityRevoked),
         (State { quarantined: [agent("one")].into(), ..state() }, Reason::AgentQuarantined),
     ] {
-        domain.kernel.update(change).await.unwrap();
+        domain.kernel.update_with(|state| *state = change.clone()).await.unwrap();
         assert_eq!(reason(&domain, call("add")).await, expected);
     }
 }
@@ -218,8 +218,33 @@ async fn thresholds_are_in_the_ledger_before_they_count() {
     let domain = Domain::open(folder.path()).await;
     let strict = Thresholds { evidence_cap: 1, ..Thresholds::default() };
     let changed = State { thresholds: Thresholding::new(strict.clone()), ..state() };
-    domain.kernel.update(changed).await.unwrap();
+    domain.kernel.update_with(|state| *state = changed.clone()).await.unwrap();
     let entries = domain.entries().await;
     let recorded = entries.iter().rfind(|entry| entry.kind == Kind::Configuration).unwrap();
     assert_eq!(recorded.detail["thresholds"], json!(strict));
+}
+
+#[tokio::test]
+async fn no_change_of_the_state_is_lost_to_another() {
+    const EACH: usize = 2_000;
+    let folder = tempfile::tempdir().unwrap();
+    let domain = Domain::open(folder.path()).await;
+    let kernel = &domain.kernel;
+    std::thread::scope(|scope| {
+        let stops = scope.spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            for number in 0..EACH {
+                let agent = agent(&format!("x{number}"));
+                let stop = kernel.update_with(|state| {
+                    state.quarantined.insert(agent.clone());
+                });
+                runtime.block_on(stop).unwrap();
+            }
+        });
+        // A folder that is confirmed again and again meanwhile.
+        while !stops.is_finished() {
+            kernel.confirm(crate::domain::START);
+        }
+    });
+    assert_eq!(kernel.state().quarantined.len(), EACH);
 }
