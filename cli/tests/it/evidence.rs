@@ -102,7 +102,8 @@ async fn a_proof_holds_for_its_entry_only() {
     let altered = fs::read_to_string(&entry).unwrap().replace("entry-3-end", "entry-4-end");
     fs::write(&entry, altered).unwrap();
     check(&[]).refuses("the proof does not hold");
-    aegis(&["audit", "prove", "999", "--database", path]).refuses("there is no entry 999: the log holds 22 of them");
+    aegis(&["audit", "prove", "999", "--database", path])
+        .refuses("there is no entry 999: the log holds 22 of them");
     aegis(&["audit", "prove", "0", "--database", path, "--disclose"])
         .refuses("no salt to disclose");
     let without = aegis(&["audit", "prove", "7", "--database", path]).exits(0).stdout;

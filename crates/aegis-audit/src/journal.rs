@@ -189,7 +189,7 @@ impl Command {
     pub(crate) fn is_awaited(&self) -> bool {
         match self {
             Self::Append(pending) => pending.reply.is_some(),
-            Self::Checkpoint(_) | Self::EraseSalts(..) | Self::Close(_) => true,
+            Self::Import(_) | Self::Checkpoint(_) | Self::EraseSalts(..) | Self::Close(_) => true,
         }
     }
 }
