@@ -6,7 +6,6 @@
     clippy::too_many_lines,
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
-    clippy::too_many_lines,
     reason = "generated code"
 )]
 pub mod proto {
