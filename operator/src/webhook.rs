@@ -5,6 +5,7 @@
 
 use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
 
+use aegis_mesh::serve_tls;
 use arc_swap::ArcSwapOption;
 use axum::{
     Router,
@@ -14,22 +15,13 @@ use axum::{
     routing::post,
 };
 use http::StatusCode;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::conn::auto,
-    service::TowerToHyperService,
-};
 use rustls::{
     ServerConfig,
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use tokio::{
-    net::{TcpListener, TcpStream},
-    time::Instant,
-};
-use tokio_rustls::TlsAcceptor;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{net::TcpListener, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     admission::{self, Answer, Cluster, Request, Review},
@@ -39,7 +31,7 @@ use crate::{
 
 /// The largest AdmissionReview: an object and its predecessor, each at the API server's own limit.
 const MAX_REVIEW_BYTES: usize = 8 << 20;
-/// How long a handshake, and a request, may take.
+/// How long a request may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long open requests may take once a stop is asked for.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -184,71 +176,22 @@ pub async fn serve(
     router: Router,
     stop: CancellationToken,
 ) -> Result<(), rustls::Error> {
-    let acceptor = TlsAcceptor::from(Arc::new(served.config()?));
-    let tasks = TaskTracker::new();
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                tasks.spawn(connection(stream, acceptor.clone(), router.clone(), stop.clone()));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a webhook connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+    let service = tower::service_fn(move |request: http::Request<hyper::body::Incoming>| {
+        let answer = tower::ServiceExt::oneshot(router.clone(), request);
+        async move {
+            let late = |_| Ok::<_, Infallible>(StatusCode::REQUEST_TIMEOUT.into_response());
+            tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(late)
         }
-    }
-    tasks.close();
-    aegis_runtime::drained(tasks.wait(), DRAIN).await;
+    });
+    serve_tls(listener, served.config()?, None, service, DRAIN, stop).await;
     Ok(())
-}
-
-async fn connection(
-    stream: TcpStream,
-    acceptor: TlsAcceptor,
-    router: Router,
-    stop: CancellationToken,
-) {
-    let stream = match tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "a TLS handshake failed");
-            return;
-        }
-        Err(_) => return,
-    };
-    let service = TowerToHyperService::new(tower::service_fn(
-        move |request: http::Request<hyper::body::Incoming>| {
-            let mut router = router.clone();
-            async move {
-                let answered =
-                    tokio::time::timeout(PATIENCE, tower::Service::call(&mut router, request))
-                        .await;
-                let late = || StatusCode::REQUEST_TIMEOUT.into_response();
-                Ok::<_, Infallible>(answered.map_or_else(
-                    |_| late(),
-                    |answer| answer.unwrap_or_else(|never| match never {}),
-                ))
-            }
-        },
-    ));
-    let builder = auto::Builder::new(TokioExecutor::new());
-    let serving = builder.serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(serving);
-    tokio::select! {
-        _ = serving.as_mut() => return,
-        () = stop.cancelled() => serving.as_mut().graceful_shutdown(),
-    }
-    let _ = serving.await;
 }
 
 #[cfg(test)]
 mod tests {
     use aegis_core::{Timestamp, thresholds::Thresholds};
     use serde_json::{Value, json};
+    use tokio::net::TcpStream;
 
     use super::*;
     use crate::{admission::User, certificate};

@@ -135,9 +135,7 @@ impl Journal {
     pub async fn import(&self, source: &str, entries: Vec<Foreign>) -> Result<u64, ImportError> {
         let (reply, answer) = oneshot::channel();
         let import = Import { source: source.into(), entries, reply };
-        if !self.send(Command::Import(import)).await {
-            return Err(ImportError::Closed);
-        }
+        self.send(Command::Import(import)).await.map_err(|_| ImportError::Closed)?;
         answer.await.unwrap_or(Err(ImportError::Closed))
     }
 }

@@ -198,8 +198,11 @@ impl Command {
 pub(crate) struct Pending {
     pub(crate) draft: Draft,
     pub(crate) rendered: Rendered,
-    pub(crate) reply: Option<oneshot::Sender<Result<Committed, AppendError>>>,
+    pub(crate) reply: Option<Reply>,
 }
+
+/// Where the writer tells what has become of an entry.
+type Reply = oneshot::Sender<Result<Committed, AppendError>>;
 
 /// What is counted about a journal.
 #[derive(Debug, Default)]
@@ -318,11 +321,14 @@ impl Journal {
         })
     }
 
-    fn pending(&self, draft: Draft) -> Result<(Box<Pending>, Ticket), AppendError> {
-        let rendered = draft.render(&self.inner.source)?;
+    fn awaited(&self, draft: Draft) -> Result<(Command, Ticket), AppendError> {
         let (reply, ticket) = oneshot::channel();
-        let pending = Box::new(Pending { draft, rendered, reply: Some(reply) });
-        Ok((pending, Ticket { reply: ticket }))
+        Ok((self.rendered(draft, Some(reply))?, Ticket { reply: ticket }))
+    }
+
+    fn rendered(&self, draft: Draft, reply: Option<Reply>) -> Result<Command, AppendError> {
+        let rendered = draft.render(&self.inner.source)?;
+        Ok(Command::Append(Box::new(Pending { draft, rendered, reply })))
     }
 
     /// Queues an entry, waiting for room. Entries of one caller keep their order.
@@ -330,9 +336,8 @@ impl Journal {
     /// # Errors
     /// When the entry has no canonical form or the journal is closed.
     pub async fn append(&self, draft: Draft) -> Result<Ticket, AppendError> {
-        let (pending, ticket) = self.pending(draft)?;
-        let sent = self.inner.commands.send(Command::Append(pending)).await;
-        sent.map_err(|_| AppendError::Closed)?;
+        let (append, ticket) = self.awaited(draft)?;
+        self.send(append).await?;
         Ok(ticket)
     }
 
@@ -342,10 +347,7 @@ impl Journal {
     /// # Errors
     /// As [`Journal::append`].
     pub async fn append_later(&self, draft: Draft) -> Result<(), AppendError> {
-        let rendered = draft.render(&self.inner.source)?;
-        let pending = Box::new(Pending { draft, rendered, reply: None });
-        let sent = self.inner.commands.send(Command::Append(pending)).await;
-        sent.map_err(|_| AppendError::Closed)
+        self.send(self.rendered(draft, None)?).await
     }
 
     /// Queues an entry if there is room now.
@@ -353,8 +355,8 @@ impl Journal {
     /// # Errors
     /// As [`Journal::append`], or when the queue is full.
     pub fn try_append(&self, draft: Draft) -> Result<Ticket, AppendError> {
-        let (pending, ticket) = self.pending(draft)?;
-        self.inner.commands.try_send(Command::Append(pending)).map_err(|e| match e {
+        let (append, ticket) = self.awaited(draft)?;
+        self.inner.commands.try_send(append).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => AppendError::Full,
             mpsc::error::TrySendError::Closed(_) => AppendError::Closed,
         })?;
@@ -366,9 +368,8 @@ impl Journal {
     /// # Errors
     /// As [`Journal::append`].
     pub fn append_blocking(&self, draft: Draft) -> Result<Ticket, AppendError> {
-        let (pending, ticket) = self.pending(draft)?;
-        let sent = self.inner.commands.blocking_send(Command::Append(pending));
-        sent.map_err(|_| AppendError::Closed)?;
+        let (append, ticket) = self.awaited(draft)?;
+        self.inner.commands.blocking_send(append).map_err(|_| AppendError::Closed)?;
         Ok(ticket)
     }
 
@@ -392,9 +393,7 @@ impl Journal {
             }
             Durability::Overlap => Ok(Recorded::Pending(self.append(draft).await?)),
             Durability::Buffered => {
-                let rendered = draft.render(&self.inner.source)?;
-                let pending = Box::new(Pending { draft, rendered, reply: None });
-                match self.inner.commands.try_send(Command::Append(pending)) {
+                match self.inner.commands.try_send(self.rendered(draft, None)?) {
                     Ok(()) => {}
                     Err(mpsc::error::TrySendError::Full(_)) => self.inner.counters.lost(1),
                     Err(mpsc::error::TrySendError::Closed(_)) => return Err(AppendError::Closed),
@@ -409,14 +408,13 @@ impl Journal {
         command: impl FnOnce(oneshot::Sender<Result<T, AppendError>>) -> Command,
     ) -> Result<T, AppendError> {
         let (reply, answer) = oneshot::channel();
-        let sent = self.inner.commands.send(command(reply)).await;
-        sent.map_err(|_| AppendError::Closed)?;
+        self.send(command(reply)).await?;
         answer.await.unwrap_or(Err(AppendError::Closed))
     }
 
-    /// Whether a command has reached the writer.
-    pub(crate) async fn send(&self, command: Command) -> bool {
-        self.inner.commands.send(command).await.is_ok()
+    /// Brings a command to the writer, waiting for room.
+    pub(crate) async fn send(&self, command: Command) -> Result<(), AppendError> {
+        self.inner.commands.send(command).await.map_err(|_| AppendError::Closed)
     }
 
     /// Signs a checkpoint over everything committed so far and returns it.

@@ -44,7 +44,8 @@ impl fmt::Debug for Peers {
     }
 }
 
-/// Serves HTTP/1.1 and HTTP/2 over TLS until `stop`; then lets open requests end for `drain`.
+/// Serves HTTP/1.1 and HTTP/2 over TLS until `stop`; then lets open requests end for `drain`. Where
+/// `config` names `h2` alone as its protocol, whoever negotiates none gets HTTP/2 too.
 ///
 /// With `peers`, `config` has to verify its clients: each request carries its peer's
 /// [`PeerIdentity`] as an extension, and a connection ends with its peer's SVID.
@@ -109,20 +110,26 @@ async fn connection<S, B>(
         }
         Err(_) => return,
     };
+    let http2_only = acceptor.config().alpn_protocols == [b"h2"];
     let Some(Peers { revocations, clock }) = peers else {
-        return answer(stream, None, service, stop).await;
+        return answer(stream, None, http2_only, service, stop).await;
     };
     match peer_identity(stream.get_ref().1.peer_certificates()) {
         Ok(peer) => {
             let bound = PeerBound::new(stream, peer.clone(), revocations, clock);
-            answer(bound, Some(peer), service, stop).await;
+            answer(bound, Some(peer), http2_only, service, stop).await;
         }
         Err(error) => tracing::warn!(%error, "a client without an SVID was turned away"),
     }
 }
 
-async fn answer<T, S, B>(stream: T, peer: Option<PeerIdentity>, service: S, stop: CancellationToken)
-where
+async fn answer<T, S, B>(
+    stream: T,
+    peer: Option<PeerIdentity>,
+    http2_only: bool,
+    service: S,
+    stop: CancellationToken,
+) where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: tower::Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
         + Clone
@@ -140,6 +147,7 @@ where
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(PATIENCE);
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(PATIENCE);
+    let builder = if http2_only { builder.http2_only() } else { builder };
     let serving = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     tokio::pin!(serving);
     tokio::select! {
