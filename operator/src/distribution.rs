@@ -11,7 +11,7 @@ mod serve;
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use aegis_api::distribution::{
-    Confirmation, Distributed, Registered, Statement, Tightened,
+    Confirmation, Distributed, Registered, Statement, Tightened, Upstream,
     proto::{
         FollowRequest, Signed,
         distribution_server::{Distribution, DistributionServer},
@@ -52,6 +52,8 @@ pub struct Content {
     pub tightened: Vec<Tightened>,
     /// Who is registered.
     pub agents: Vec<Registered>,
+    /// The servers outside the mesh.
+    pub upstreams: Vec<Upstream>,
 }
 
 impl Content {
@@ -65,7 +67,8 @@ impl Content {
 
     fn digest(&self) -> Digest {
         let policies = self.policies.as_ref().map_or("", |policies| policies.get());
-        let rest = serde_json::to_vec(&(&self.thresholds, &self.tightened, &self.agents));
+        let rest =
+            serde_json::to_vec(&(&self.thresholds, &self.tightened, &self.agents, &self.upstreams));
         Digest::of_parts(&[policies.as_bytes(), &rest.unwrap_or_default()])
     }
 }
@@ -148,6 +151,7 @@ impl Publisher {
             thresholds: content.thresholds,
             tightened: content.tightened,
             agents: content.agents,
+            upstreams: content.upstreams,
             revoked: Vec::new(),
             quarantined: Vec::new(),
         }));

@@ -8,4 +8,4 @@ mod upstream;
 pub use identity::Identities;
 pub use policy::{Policies, PolicyObject};
 pub use threshold::{ClusterThresholds, NamespaceThresholds, counting, tightened};
-pub use upstream::Upstreams;
+pub use upstream::{Upstreams, of_cluster};

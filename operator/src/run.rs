@@ -122,14 +122,14 @@ fn stores(book: Arc<Book>, trust_domain: TrustDomain) -> (Sources, Writers) {
     let (identities, identities_in) = pair();
     let (thresholds, thresholds_in) = pair();
     let (cluster_thresholds, cluster_thresholds_in) = pair();
-    let (_, upstreams) = pair();
+    let (upstreams, upstreams_in) = pair();
     let write = Writers {
         policies: policies_in,
         cluster_policies: cluster_policies_in,
         identities: identities_in,
         thresholds: thresholds_in,
         cluster_thresholds: cluster_thresholds_in,
-        upstreams,
+        upstreams: upstreams_in,
     };
     let read = Sources {
         policies,
@@ -137,6 +137,7 @@ fn stores(book: Arc<Book>, trust_domain: TrustDomain) -> (Sources, Writers) {
         identities,
         thresholds,
         cluster_thresholds,
+        upstreams,
         book,
         trust_domain,
     };

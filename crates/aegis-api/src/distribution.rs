@@ -59,6 +59,9 @@ pub struct Distributed {
     /// The agents that are registered.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub agents: Vec<Registered>,
+    /// The servers outside the mesh that agents may be sent to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub upstreams: Vec<Upstream>,
     /// Whose identity is revoked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub revoked: Vec<AgentId>,
@@ -74,6 +77,17 @@ pub struct Tightened {
     pub namespace: String,
     /// All of them.
     pub thresholds: Thresholds,
+}
+
+/// A server outside the mesh. Its namespace's agents alone may use it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Upstream {
+    /// The namespace.
+    pub namespace: String,
+    /// What policies and records call the server.
+    pub name: String,
+    /// The `spec` of the AgentUpstream, as `aegis-resources` has it.
+    pub spec: Box<RawValue>,
 }
 
 /// An agent that is registered.

@@ -2,13 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use aegis_api::distribution::{Registered, Tightened};
+use aegis_api::distribution::{Registered, Tightened, Upstream};
 use aegis_core::TrustDomain;
 use aegis_policy::Policy;
 use aegis_resources::kinds::{
-    AgentIdentity, AgentPolicy, ClusterAgentPolicy, ClusterTrustThreshold, TrustThreshold,
+    AgentIdentity, AgentPolicy, AgentUpstream, ClusterAgentPolicy, ClusterTrustThreshold,
+    TrustThreshold,
 };
 use kube::runtime::reflector::Store;
+use serde_json::value::to_raw_value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +19,7 @@ use crate::{
     book::Book,
     metrics::Metrics,
     object::{Kind, Stored},
-    reconcile::{PolicyObject, counting, tightened},
+    reconcile::{PolicyObject, counting, of_cluster, tightened},
 };
 
 /// How long to wait for the rest of a change, such as of `kubectl apply` with several objects.
@@ -40,6 +42,8 @@ pub struct Sources {
     pub thresholds: Store<Stored<TrustThreshold>>,
     /// ClusterTrustThresholds.
     pub cluster_thresholds: Store<Stored<ClusterTrustThreshold>>,
+    /// AgentUpstreams.
+    pub upstreams: Store<Stored<AgentUpstream>>,
     /// The policies in force.
     pub book: Arc<Book>,
     /// The agents' trust domain.
@@ -146,6 +150,17 @@ pub fn compose(sources: &Sources) -> Result<Content, String> {
                 capabilities: spec.capabilities.clone(),
             });
         }
+    }
+    for upstream in ordered(&sources.upstreams) {
+        let Ok(spec) = upstream.spec.as_ref().map(|spec| &spec.0) else { continue };
+        if of_cluster(spec).is_err() {
+            continue;
+        }
+        content.upstreams.push(Upstream {
+            namespace: upstream.namespace().to_owned(),
+            name: upstream.name().to_owned(),
+            spec: to_raw_value(spec).map_err(|error| error.to_string())?,
+        });
     }
     Ok(content)
 }

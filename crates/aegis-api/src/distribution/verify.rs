@@ -165,6 +165,7 @@ mod tests {
             thresholds: Thresholds::default(),
             tightened: vec![],
             agents: vec![],
+            upstreams: Vec::new(),
             revoked: vec![],
             quarantined: vec![],
         }))
