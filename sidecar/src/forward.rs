@@ -29,6 +29,7 @@ use hyper_util::{
 use parking_lot::Mutex;
 
 use crate::{
+    direct::Direct,
     exchange::Exchange,
     listing::{Ask, Unlisted},
     oauth,
@@ -41,10 +42,18 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where an HTTP upstream is, and how it is reached.
 pub struct Target {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: Reach,
     uri: Uri,
     host: HeaderValue,
     credential: Option<Secret>,
+}
+
+/// How an upstream is reached, with the connections that are kept.
+enum Reach {
+    /// By its URL.
+    Web(Client<HttpsConnector<HttpConnector>, Full<Bytes>>),
+    /// At an address that was caught.
+    Direct(Client<Direct, Full<Bytes>>),
 }
 
 /// A credential with its last known value.
@@ -124,13 +133,19 @@ impl Target {
             .https_or_http()
             .enable_http1()
             .wrap_connector(tcp);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_secs(30))
-            .pool_max_idle_per_host(64)
-            .build(connector);
+        let client = Reach::Web(pooled().build(connector));
         let credential = spec.credential.as_ref().map(Secret::new).transpose()?;
         Ok(Self { client, uri, host, credential })
+    }
+
+    /// A target at an address that was caught, under the name and the path that the client asked for.
+    ///
+    /// # Errors
+    /// When the path is none.
+    pub(crate) fn direct(direct: Direct, host: HeaderValue, path: &str) -> Result<Self, Reason> {
+        let uri = Uri::builder().scheme("http").authority("direct").path_and_query(path).build();
+        let uri = uri.map_err(|_| Reason::MalformedMessage)?;
+        Ok(Self { client: Reach::Direct(pooled().build(direct)), uri, host, credential: None })
     }
 
     /// The path of the upstream, under which Aegis serves it too.
@@ -193,7 +208,13 @@ impl Target {
         request: Request<Full<Bytes>>,
         timeout: Duration,
     ) -> Result<Response<Incoming>, Reason> {
-        match tokio::time::timeout(timeout, self.client.request(request)).await {
+        let answering = async {
+            match &self.client {
+                Reach::Web(client) => client.request(request).await,
+                Reach::Direct(client) => client.request(request).await,
+            }
+        };
+        match tokio::time::timeout(timeout, answering).await {
             Err(_) => Err(Reason::UpstreamTimeout),
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
@@ -206,6 +227,15 @@ impl Target {
             }
         }
     }
+}
+
+fn pooled() -> hyper_util::client::legacy::Builder {
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(Duration::from_secs(30))
+        .pool_max_idle_per_host(64);
+    builder
 }
 
 /// Forwards the message that `permit` owns and opens its exchange.
@@ -356,7 +386,7 @@ fn tls(spec: &AgentUpstreamSpec) -> Result<rustls::ClientConfig, String> {
 
 /// Whether TLS failed. An I/O error's `source` skips the error that it wraps, which is looked at
 /// itself.
-fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+pub(crate) fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if error.is::<rustls::Error>() {

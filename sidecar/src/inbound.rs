@@ -1,6 +1,7 @@
-//! Inbound: a listener per upstream, HTTP/1.1, one bounded message at a time.
+//! Inbound: HTTP/1.1, one bounded message at a time. [`serve`] is the listener per upstream of one
+//! machine; what [`crate::transparent`] has caught and recognised comes by [`governed`].
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, error::Error, net::SocketAddr, sync::Arc, time::Duration};
 
 use aegis_core::{
     Digest,
@@ -12,16 +13,21 @@ use aegis_protocol::mcp::{ClientMessage, Era, LegacyVersion, Transport};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
-use hyper::{body::Incoming, service::service_fn};
+use hyper::{
+    body::{Body as HttpBody, Incoming},
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::Map;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
+    accept::accept,
     attest::Attested,
     exchange::Exchange,
     forward::{self, Peer},
@@ -51,41 +57,35 @@ pub async fn serve(route: Arc<Route>, listener: TcpListener) {
     }
     let drain = route.shared.drain.clone();
     let room = usize::try_from(route.spec.limits.connections).unwrap_or(usize::MAX);
-    let connections = TaskTracker::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = drain.cancelled() => break,
-        };
-        match accepted {
-            Ok((stream, remote)) if connections.len() < room => {
-                connections.spawn(connection(Arc::clone(&route), stream, remote));
-            }
-            Ok(_) => route.shared.refusals.count(&route.name, Reason::Overloaded),
-            Err(error) => {
-                // Out of descriptors, most likely: whoever is connected goes on.
-                tracing::warn!(server = route.name, %error, "cannot accept");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-    drop(listener);
-    connections.close();
-    connections.wait().await;
+    let full = || route.shared.refusals.count(&route.name, Reason::Overloaded);
+    let serve = |stream, remote| connection(Arc::clone(&route), stream, remote);
+    accept(listener, &drain, room, full, serve).await;
 }
 
 async fn connection(route: Arc<Route>, stream: TcpStream, remote: SocketAddr) {
-    let _ = stream.set_nodelay(true);
     let Ok(local) = stream.local_addr() else { return };
     let attested = attest(&route, local, remote).await;
     let drain = route.shared.drain.clone();
-    let service = {
-        let attested = attested.clone();
-        service_fn(move |request| {
-            let (route, attested) = (Arc::clone(&route), attested.clone());
-            async move { Ok::<_, Infallible>(answer(&route, attested, local, request).await) }
-        })
+    let answer = move |request| {
+        let (route, attested) = (Arc::clone(&route), attested.clone());
+        async move { answer(&route, attested, local, request).await }
     };
+    serve_http(stream, drain, answer).await;
+}
+
+/// Answers the requests of one connection, until `drain`; the one under way is still answered.
+pub(crate) async fn serve_http<S, F>(
+    stream: S,
+    drain: CancellationToken,
+    answer: impl Fn(Request<Incoming>) -> F,
+) where
+    S: AsyncRead + AsyncWrite + Unpin,
+    F: Future<Output = Response<Body>>,
+{
+    let service = service_fn(|request| {
+        let answering = answer(request);
+        async move { Ok::<_, Infallible>(answering.await) }
+    });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -114,6 +114,17 @@ async fn attest(route: &Route, local: SocketAddr, remote: SocketAddr) -> Result<
     asked.unwrap_or(Err(Reason::IdentityMissing))
 }
 
+/// What a request's body has to be.
+pub(crate) trait RequestBody:
+    HttpBody<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send
+{
+}
+
+impl<T> RequestBody for T where
+    T: HttpBody<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send
+{
+}
+
 /// Answers one request.
 async fn answer(
     route: &Arc<Route>,
@@ -121,19 +132,29 @@ async fn answer(
     local: SocketAddr,
     request: Request<Incoming>,
 ) -> Response<Body> {
-    let refuse = |reason: Reason| {
-        route.shared.refusals.count(&route.name, reason);
-        boxed(respond::http(respond::plain(respond::status_of(reason), reason)))
-    };
     if let Err(reason) = check_host(route, local, request.headers()) {
-        return refuse(reason);
+        return refuse(route, reason);
     }
-    let attested = match attested {
-        Ok(attested) => attested,
-        Err(reason) => return refuse(reason),
-    };
+    match attested {
+        Ok(attested) => governed(route, &attested, request).await,
+        Err(reason) => refuse(route, reason),
+    }
+}
+
+/// Refuses a stranger.
+fn refuse(route: &Route, reason: Reason) -> Response<Body> {
+    route.shared.refusals.count(&route.name, reason);
+    boxed(respond::http(respond::plain(respond::status_of(reason), reason)))
+}
+
+/// Answers one request of somebody who is known.
+pub(crate) async fn governed<B: RequestBody>(
+    route: &Arc<Route>,
+    attested: &Attested,
+    request: Request<B>,
+) -> Response<Body> {
     let registered = route.kernel().state().registry.principal(&attested.id, attested.not_after);
-    let Some(principal) = registered else { return refuse(Reason::IdentityUnknown) };
+    let Some(principal) = registered else { return refuse(route, Reason::IdentityUnknown) };
     let session = match one(request.headers(), SESSION) {
         Ok(session) => session.map(str::to_owned),
         Err(reason) => {
@@ -173,7 +194,7 @@ async fn answer(
 }
 
 /// The text of a header that speaks for the request: two readers of two could each take another.
-fn one<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Reason> {
+pub(crate) fn one<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Reason> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (None, _) => Ok(None),
@@ -215,7 +236,7 @@ async fn post(
     route: &Arc<Route>,
     caller: Caller,
     headers: HeaderMap,
-    body: Incoming,
+    body: impl RequestBody,
 ) -> Response<Body> {
     let bytes = match read(route, &headers, body).await {
         Ok(bytes) => bytes,
@@ -248,7 +269,7 @@ async fn post(
 }
 
 /// Reads a whole body; never judges a part of one.
-async fn read(route: &Route, headers: &HeaderMap, body: Incoming) -> Result<Bytes, Reason> {
+async fn read(route: &Route, headers: &HeaderMap, body: impl RequestBody) -> Result<Bytes, Reason> {
     if !is_json(headers) || headers.contains_key(header::CONTENT_ENCODING) {
         return Err(Reason::MalformedMessage);
     }
@@ -267,7 +288,7 @@ async fn read(route: &Route, headers: &HeaderMap, body: Incoming) -> Result<Byte
 
 /// Whether the body claims to be JSON in UTF-8, once. Another charset would let a server read other
 /// characters than were judged, so it is refused, and never forwarded ([`crate::forward`]).
-fn is_json(headers: &HeaderMap) -> bool {
+pub(crate) fn is_json(headers: &HeaderMap) -> bool {
     let mut claims = headers.get_all(header::CONTENT_TYPE).iter();
     let (Some(claim), None) = (claims.next(), claims.next()) else { return false };
     let Ok(claim) = claim.to_str() else { return false };

@@ -4,10 +4,13 @@
 //! The walk of one exchange: [`inbound`] accepts and reads one message; [`route`] parses it, asks
 //! the kernel and holds what waits for a human; [`forward`] sends what the permit owns; `relay` and
 //! `stream` take the answer, every event of which leaves through [`exchange`]; [`respond`] alone turns
-//! a reason into words of the protocol. [`stdio`] walks the same path for a wrapped command.
+//! a reason into words of the protocol. [`stdio`] walks the same path for a wrapped command, and
+//! [`transparent`] leads to it what a pod's redirect has caught.
 
+mod accept;
 pub mod attest;
 mod bounded;
+mod direct;
 pub mod exchange;
 pub mod forward;
 pub mod inbound;
@@ -15,13 +18,16 @@ pub mod listing;
 pub mod metrics;
 mod oauth;
 pub mod pins;
+pub mod pod;
 pub mod refusals;
 mod relay;
 pub mod respond;
 pub mod route;
 pub mod stdio;
 mod stream;
+pub mod transparent;
 
 pub use attest::{Attest, Attested};
+pub use direct::MESH_PROTOCOL;
 pub use inbound::serve;
 pub use route::{Route, RouteError, Shared};

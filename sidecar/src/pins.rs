@@ -120,6 +120,12 @@ impl Pins {
         (!quarantined, draft)
     }
 
+    /// Whether nothing is known of any tool.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tools.lock().is_empty()
+    }
+
     /// What a call of `tool` meets.
     #[must_use]
     pub fn find(&self, tool: &str) -> Known {

@@ -214,7 +214,18 @@ impl Route {
             ),
             None => None,
         };
-        Ok(Self {
+        Ok(Self::with_target(shared, namespace, name, spec, target))
+    }
+
+    /// A route to `target`, whatever the specification says of a URL.
+    pub(crate) fn with_target(
+        shared: Arc<Shared>,
+        namespace: &str,
+        name: &str,
+        spec: AgentUpstreamSpec,
+        target: Option<Target>,
+    ) -> Self {
+        Self {
             pins: Pins::new(namespace, name, &spec.tool_pins),
             shared,
             name: name.into(),
@@ -226,7 +237,7 @@ impl Route {
             listed: Mutex::default(),
             allowed: Mutex::default(),
             address: OnceLock::new(),
-        })
+        }
     }
 
     /// How large and deep a client's message may be.

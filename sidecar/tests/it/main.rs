@@ -12,6 +12,7 @@ mod ledger;
 mod limits;
 mod listing;
 mod lists;
+mod mesh;
 mod oauth;
 mod refusals;
 mod server_requests;

@@ -342,7 +342,7 @@ impl World {
     }
 }
 
-async fn kernel(folder: &std::path::Path, plan: &Plan) -> Arc<Kernel> {
+pub(crate) async fn kernel(folder: &std::path::Path, plan: &Plan) -> Arc<Kernel> {
     let (book, observer) = aegis_kernel::trust_book();
     let mut options = Options::new("tests", Signer::generate("tests.example").unwrap());
     options.observers.push(observer);

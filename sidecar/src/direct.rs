@@ -1,0 +1,163 @@
+//! Connections to an address that was caught, rather than to a URL: within the pod in the clear, to
+//! another pod over mutual TLS.
+//!
+//! Whoever answers elsewhere has to show the SVID that is expected, and to speak to sidecars: what
+//! it says is said by its sidecar. A connection ends with the peer's SVID.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use aegis_identity::{Clock, PeerIdentity, Revocations, tls::peer_identity};
+use aegis_mesh::PeerBound;
+use http::Uri;
+use hyper_util::{
+    client::legacy::connect::{Connected, Connection},
+    rt::TokioIo,
+};
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    sync::watch,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+/// The protocol between sidecars: HTTP/1.1 of governed agents.
+pub const MESH_PROTOCOL: &[u8] = b"aegis-mesh/1";
+/// How long a connection may take, TLS included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How an address is reached.
+#[derive(Clone)]
+pub(crate) enum Direct {
+    /// Within this pod.
+    Plain(SocketAddr),
+    /// Through the sidecar of another pod.
+    Mesh(SocketAddr, Arc<Mesh>),
+}
+
+/// How other sidecars are recognised.
+pub(crate) struct Mesh {
+    /// Whom this connection accepts; its protocols are [`MESH_PROTOCOL`] alone.
+    pub(crate) config: Arc<ClientConfig>,
+    /// Who is revoked.
+    pub(crate) revocations: watch::Receiver<Arc<Revocations>>,
+    /// Tells the time.
+    pub(crate) clock: Clock,
+}
+
+/// An established connection.
+pub(crate) enum DirectStream {
+    /// In the clear.
+    Plain(TcpStream),
+    /// To a peer.
+    Mesh(Box<PeerBound<TlsStream<TcpStream>>>),
+}
+
+impl Direct {
+    /// Connects. The peer is who answered, where that had to be proven.
+    pub(crate) async fn connect(&self) -> io::Result<(DirectStream, Option<PeerIdentity>)> {
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "connecting took too long");
+        tokio::time::timeout(CONNECT_TIMEOUT, self.connecting()).await.map_err(late)?
+    }
+
+    async fn connecting(&self) -> io::Result<(DirectStream, Option<PeerIdentity>)> {
+        let (Self::Plain(address) | Self::Mesh(address, _)) = self;
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let Self::Mesh(_, mesh) = self else { return Ok((DirectStream::Plain(stream), None)) };
+        // The verifier looks at the SPIFFE ID; SNI is off.
+        let name = ServerName::try_from("aegis").map_err(io::Error::other)?;
+        let stream = TlsConnector::from(Arc::clone(&mesh.config)).connect(name, stream).await?;
+        if stream.get_ref().1.alpn_protocol() != Some(MESH_PROTOCOL) {
+            return Err(io::Error::other("who answers has an SVID and is no sidecar"));
+        }
+        let peer =
+            peer_identity(stream.get_ref().1.peer_certificates()).map_err(io::Error::other)?;
+        let (revocations, clock) = (mesh.revocations.clone(), Arc::clone(&mesh.clock));
+        let bound = PeerBound::new(stream, peer.clone(), revocations, clock);
+        Ok((DirectStream::Mesh(Box::new(bound)), Some(peer)))
+    }
+}
+
+impl tower::Service<Uri> for Direct {
+    type Response = TokioIo<DirectStream>;
+    type Error = io::Error;
+    type Future = futures::future::BoxFuture<'static, io::Result<Self::Response>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let direct = self.clone();
+        Box::pin(async move { Ok(TokioIo::new(direct.connect().await?.0)) })
+    }
+}
+
+impl Connection for DirectStream {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl AsyncRead for DirectStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Mesh(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for DirectStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Mesh(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bytes),
+            Self::Mesh(stream) => Pin::new(stream).poll_write_vectored(cx, bytes),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Mesh(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Mesh(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Transparent mode: what nftables redirects within a pod. The application connects as if nobody
+//! were between; each connection is taken to where it was going, or nowhere.
+//!
+//! Going out ([`serve_outbound`]), the pod's own agent asks. Its request goes to an AgentUpstream of
+//! its namespace if the `Host` names one, and otherwise to the sidecar of the pod at the original
+//! destination, which has to prove which agent it is. Coming in ([`serve_inbound`]), the agent is the
+//! peer of the mutual TLS, and the server is the pod's own agent. Only what the kubelet was declared
+//! to ask comes in without an SVID.
+//!
+//! HTTP that carries JSON-RPC is MCP and takes the walk of every MCP message; other HTTP is decided
+//! request by request ([`plain`]). Whatever cannot be looked into, such as TLS of the application's
+//! own or another protocol, ends here and is recorded.
+
+mod inbound;
+mod original;
+mod outbound;
+mod plain;
+mod routes;
+mod sort;
+mod spoken;
+
+use std::{collections::BTreeSet, fmt, io, net::SocketAddr, sync::Arc};
+
+use aegis_core::{AgentId, Timestamp, decision::Reason};
+use aegis_identity::{
+    Clock, PeerRule, Revocations, SvidSource, TlsError,
+    tls::{client_config, server_config},
+};
+use aegis_kernel::Principal;
+use arc_swap::ArcSwap;
+use http::Response;
+use rustls::{ClientConfig, ServerConfig};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use tokio::{net::TcpStream, sync::watch};
+
+use crate::{
+    Route, Shared,
+    attest::Attested,
+    direct::{MESH_PROTOCOL, Mesh},
+    inbound::{Body, boxed},
+    respond,
+};
+
+pub use original::original_destination;
+use routes::{Peers, Routes};
+
+/// How many connections each direction has at most.
+const MAX_CONNECTIONS: usize = 10_000;
+/// The largest request and answer that is read as a whole. Bytes.
+const MAX_BODY_BYTES: usize = 4 << 20;
+
+/// Tells where a redirected connection was going.
+pub type Destination = Arc<dyn Fn(&TcpStream) -> io::Result<SocketAddr> + Send + Sync>;
+
+/// What a pod declares about its ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ports {
+    /// Those that speak MCP and nothing else.
+    pub mcp: BTreeSet<u16>,
+    /// Those that speak A2A.
+    pub a2a: BTreeSet<u16>,
+    /// What the kubelet asks.
+    pub probes: Vec<Probe>,
+    /// The sidecar's own, where nobody is led.
+    pub own: BTreeSet<u16>,
+}
+
+/// One thing that the kubelet asks the application: it has no SVID.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Probe {
+    /// The port.
+    pub port: u16,
+    /// For HTTP, the path with its query. None for TCP, where connecting is all.
+    #[serde(default)]
+    pub path: Option<String>,
+}
+
+/// Whose pod it is, and how it proves that.
+pub struct Own {
+    /// The agent.
+    pub agent: AgentId,
+    /// Its SVID.
+    pub source: Arc<SvidSource>,
+    /// Who is revoked.
+    pub revocations: watch::Receiver<Arc<Revocations>>,
+}
+
+/// What both directions share.
+pub struct Transparent {
+    shared: Arc<Shared>,
+    own: Own,
+    ports: Ports,
+    destination: Destination,
+    server: Arc<ServerConfig>,
+    upstreams: ArcSwap<Vec<Arc<Route>>>,
+    routes: Routes,
+    peers: Peers,
+}
+
+impl fmt::Debug for Transparent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transparent").field("agent", &self.own.agent).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Own {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Own").field("agent", &self.agent).finish_non_exhaustive()
+    }
+}
+
+impl Transparent {
+    /// Of one pod.
+    ///
+    /// # Errors
+    /// When TLS cannot be configured.
+    pub fn new(
+        shared: Arc<Shared>,
+        own: Own,
+        ports: Ports,
+        destination: Destination,
+    ) -> Result<Self, TlsError> {
+        let domain = own.agent.trust_domain();
+        let rule = PeerRule::agents_of(domain.clone());
+        let mut server = server_config(&own.source, own.revocations.clone(), rule.clone())?;
+        server.alpn_protocols = vec![MESH_PROTOCOL.to_vec()];
+        let anybody = mesh(&own, rule)?;
+        Ok(Self {
+            shared,
+            own,
+            ports,
+            destination,
+            server: Arc::new(server),
+            upstreams: ArcSwap::default(),
+            routes: Routes::default(),
+            peers: Peers::new(anybody),
+        })
+    }
+
+    /// What all routes share.
+    #[must_use]
+    pub const fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The AgentUpstreams of the pod's namespace, from now on.
+    pub fn set_upstreams(&self, upstreams: Vec<Arc<Route>>) {
+        self.upstreams.store(Arc::new(upstreams));
+    }
+
+    /// The AgentUpstreams in force.
+    #[must_use]
+    pub fn upstreams(&self) -> Arc<Vec<Arc<Route>>> {
+        self.upstreams.load_full()
+    }
+
+    /// The pod's agent, as long as its SVID lasts.
+    fn own(&self) -> Result<Attested, Reason> {
+        let identity = self.own.source.current().map_err(|_| Reason::IdentityExpired)?;
+        Ok(Attested { id: self.own.agent.clone(), not_after: identity.svid.not_after() })
+    }
+
+    /// What is registered about somebody who has proven who it is.
+    fn principal(&self, attested: &Attested) -> Result<Principal, Reason> {
+        let state = self.shared.kernel.state();
+        let principal = state.registry.principal(&attested.id, attested.not_after);
+        principal.ok_or(Reason::IdentityUnknown)
+    }
+
+    /// Where a redirected connection was going; `None` if nobody is led there.
+    fn destination(&self, stream: &TcpStream) -> Option<SocketAddr> {
+        let destination = (self.destination)(stream).ok()?;
+        (!self.ports.own.contains(&destination.port())).then_some(destination)
+    }
+
+    fn clock(&self) -> Clock {
+        self.own.source.clock()
+    }
+
+    /// Records that something was refused before it could be judged, and answers it.
+    async fn refuse(
+        &self,
+        attested: &Attested,
+        server: &str,
+        reason: Reason,
+        told: Map<String, Value>,
+    ) -> Response<Body> {
+        match self.principal(attested) {
+            Ok(principal) => {
+                self.shared.kernel.refuse(&principal, server, reason, told).await;
+                answer(reason)
+            }
+            Err(unknown) => self.refuse_stranger(unknown),
+        }
+    }
+
+    /// Counts the refusal of somebody who is nobody, and answers it.
+    fn refuse_stranger(&self, reason: Reason) -> Response<Body> {
+        self.shared.refusals.count(self.own.agent.name(), reason);
+        answer(reason)
+    }
+}
+
+fn answer(reason: Reason) -> Response<Body> {
+    boxed(respond::http(respond::plain(respond::status_of(reason), reason)))
+}
+
+/// How other sidecars are reached that `rule` accepts.
+fn mesh(own: &Own, rule: PeerRule) -> Result<Arc<Mesh>, TlsError> {
+    let mut config: ClientConfig = client_config(&own.source, own.revocations.clone(), rule)?;
+    config.alpn_protocols = vec![MESH_PROTOCOL.to_vec()];
+    Ok(Arc::new(Mesh {
+        config: Arc::new(config),
+        revocations: own.revocations.clone(),
+        clock: own.source.clock(),
+    }))
+}
+
+/// Serves what the application sends, until the process drains.
+pub async fn serve_outbound(caught: Arc<Transparent>, listener: tokio::net::TcpListener) {
+    let drain = caught.shared.drain.clone();
+    let full = || caught.shared.refusals.count(caught.own.agent.name(), Reason::Overloaded);
+    let serve = |stream, _| outbound::connection(Arc::clone(&caught), stream);
+    crate::accept::accept(listener, &drain, MAX_CONNECTIONS, full, serve).await;
+}
+
+/// Serves what comes to the application, until the process drains.
+pub async fn serve_inbound(caught: Arc<Transparent>, listener: tokio::net::TcpListener) {
+    let drain = caught.shared.drain.clone();
+    let full = || caught.shared.refusals.count(caught.own.agent.name(), Reason::Overloaded);
+    let serve = |stream, _| inbound::connection(Arc::clone(&caught), stream);
+    crate::accept::accept(listener, &drain, MAX_CONNECTIONS, full, serve).await;
+}
+
+/// What is recorded of where something was going.
+fn told(destination: SocketAddr, what: &str) -> Map<String, Value> {
+    let mut told = Map::new();
+    told.insert("destination".into(), destination.to_string().into());
+    told.insert("spoken".into(), what.into());
+    told
+}
+
+/// An SVID that has been shown on this connection.
+fn attested(peer: &aegis_identity::PeerIdentity) -> Option<Attested> {
+    let not_after: Timestamp = peer.not_after;
+    Some(Attested { id: AgentId::try_from(peer.id.clone()).ok()?, not_after })
+}

@@ -1,0 +1,133 @@
+//! What comes to the application.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use aegis_core::decision::Reason;
+use aegis_identity::tls::peer_identity;
+use aegis_mesh::PeerBound;
+use http::{Method, Request, Response};
+use hyper::body::{Body as _, Incoming};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+
+use super::{
+    Transparent, answer, attested, plain,
+    sort::{Sorted, sort},
+    spoken::{Spoken, spoken},
+    told,
+};
+use crate::{
+    attest::Attested,
+    direct::{Direct, MESH_PROTOCOL},
+    inbound::{Body, governed, serve_http},
+};
+
+/// How long a handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+pub(super) async fn connection(caught: Arc<Transparent>, stream: TcpStream) {
+    let Some(destination) = caught.destination(&stream) else {
+        return drop(caught.refuse_stranger(Reason::HostRefused));
+    };
+    match spoken(&stream).await {
+        Spoken::Tls => peer(caught, destination, stream).await,
+        Spoken::Http => {
+            let drain = caught.shared.drain.clone();
+            let answer = move |request| {
+                let caught = Arc::clone(&caught);
+                async move { caught.unproven(destination, request).await }
+            };
+            serve_http(stream, drain, answer).await;
+        }
+        // A probe of TCP: that somebody accepts is all it asks.
+        Spoken::Closed => {}
+        Spoken::Http2 | Spoken::Other => drop(caught.refuse_stranger(Reason::IdentityMissing)),
+    }
+}
+
+/// A connection of another sidecar.
+async fn peer(caught: Arc<Transparent>, destination: SocketAddr, stream: TcpStream) {
+    let acceptor = TlsAcceptor::from(Arc::clone(&caught.server));
+    let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::info!(%error, "whoever connected is no sidecar of this trust domain");
+            return drop(caught.refuse_stranger(Reason::IdentityMissing));
+        }
+        Err(_) => return,
+    };
+    let (_, session) = stream.get_ref();
+    if session.alpn_protocol() != Some(MESH_PROTOCOL) {
+        return drop(caught.refuse_stranger(Reason::IdentityMissing));
+    }
+    let Ok(peer) = peer_identity(session.peer_certificates()) else { return };
+    let Some(caller) = attested(&peer) else {
+        return drop(caught.refuse_stranger(Reason::IdentityUnknown));
+    };
+    let revocations = caught.own.revocations.clone();
+    let bound = PeerBound::new(stream, peer, revocations, caught.clock());
+    let drain = caught.shared.drain.clone();
+    let answer = move |request| {
+        let (caught, caller) = (Arc::clone(&caught), caller.clone());
+        async move { caught.inbound(destination, &caller, request).await }
+    };
+    serve_http(bound, drain, answer).await;
+}
+
+impl Transparent {
+    /// A request of another agent.
+    async fn inbound(
+        self: &Arc<Self>,
+        destination: SocketAddr,
+        caller: &Attested,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
+        let agent = self.own.agent.clone();
+        let refuse = |reason: Reason| async move {
+            let told = told(destination, "http/1");
+            self.refuse(caller, self.own.agent.name(), reason, told).await
+        };
+        if request.uri().authority().is_some() {
+            return refuse(Reason::HostRefused).await;
+        }
+        if self.ports.a2a.contains(&destination.port()) {
+            return refuse(Reason::ProtocolUnsupported).await;
+        }
+        let declared = self.ports.mcp.contains(&destination.port());
+        let sorted = match sort(request, declared).await {
+            Ok(sorted) => sorted,
+            Err(reason) => return refuse(reason).await,
+        };
+        let direct = Direct::Plain(destination);
+        match sorted {
+            Sorted::Mcp(request) => match self.route(&agent, destination, &direct, &request) {
+                Ok(route) => governed(&route, caller, request).await,
+                Err(reason) => refuse(reason).await,
+            },
+            Sorted::Plain(request) => plain::exchange(self, caller, &agent, &direct, request).await,
+        }
+    }
+
+    /// A request of somebody who has proven nothing: what the kubelet asks is answered with the
+    /// application's status and no more, everything else is refused.
+    async fn unproven(
+        self: &Arc<Self>,
+        destination: SocketAddr,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
+        let asked = request.uri().path_and_query().map(|path| path.as_str());
+        let declared = self.ports.probes.iter().any(|probe| {
+            probe.port == destination.port()
+                && probe.path.is_some()
+                && probe.path.as_deref() == asked
+        });
+        let asks = *request.method() == Method::GET && request.body().is_end_stream();
+        if !declared || !asks || request.uri().authority().is_some() {
+            return self.refuse_stranger(Reason::IdentityMissing);
+        }
+        match plain::probe(destination, request).await {
+            Ok(response) => response,
+            Err(reason) => answer(reason),
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! What the application sends.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use aegis_core::{AgentId, decision::Reason};
+use aegis_identity::PeerRule;
+use aegis_resources::AgentUpstreamSpec;
+use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
+use hyper::body::Incoming;
+use tokio::net::TcpStream;
+
+use super::{
+    Transparent, mesh, plain,
+    routes::Key,
+    sort::{Sorted, sort},
+    spoken::{Spoken, spoken},
+    told,
+};
+use crate::{
+    Route,
+    direct::Direct,
+    forward::Target,
+    inbound::{Body, governed, one, serve_http},
+};
+
+/// Where a request goes.
+enum Server {
+    /// To an AgentUpstream.
+    Upstream(Arc<Route>),
+    /// To another agent.
+    Agent(AgentId, Direct),
+}
+
+pub(super) async fn connection(caught: Arc<Transparent>, stream: TcpStream) {
+    let Some(destination) = caught.destination(&stream) else {
+        // To the port itself: nothing goes anywhere from there.
+        return drop(caught.refuse_stranger(Reason::HostRefused));
+    };
+    match spoken(&stream).await {
+        Spoken::Http => {
+            let drain = caught.shared.drain.clone();
+            let answer = move |request| {
+                let caught = Arc::clone(&caught);
+                async move { caught.outbound(destination, request).await }
+            };
+            serve_http(stream, drain, answer).await;
+        }
+        Spoken::Closed => {}
+        other => {
+            if let Ok(own) = caught.own() {
+                let told = told(destination, other.name());
+                caught.refuse(&own, "", Reason::ServerUnknown, told).await;
+            }
+        }
+    }
+}
+
+impl Transparent {
+    async fn outbound(
+        self: &Arc<Self>,
+        destination: SocketAddr,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
+        let own = match self.own() {
+            Ok(own) => own,
+            Err(reason) => return self.refuse_stranger(reason),
+        };
+        let found = self.server(destination, &request).await;
+        let refuse = |server: String, reason: Reason| async move {
+            self.refuse(&own, &server, reason, told(destination, "http/1")).await
+        };
+        let server = match found {
+            Ok(server) => server,
+            Err(reason) => return refuse(String::new(), reason).await,
+        };
+        let name = server.name().to_owned();
+        let declared = matches!(server, Server::Upstream(_));
+        let sorted = match sort(request, declared).await {
+            Ok(sorted) => sorted,
+            Err(reason) => return refuse(name, reason).await,
+        };
+        let own = match self.own() {
+            Ok(own) => own,
+            Err(reason) => return self.refuse_stranger(reason),
+        };
+        let response = match (sorted, &server) {
+            (Sorted::Mcp(request), Server::Upstream(route)) => governed(route, &own, request).await,
+            (Sorted::Mcp(request), Server::Agent(agent, direct)) => {
+                match self.route(agent, destination, direct, &request) {
+                    Ok(route) => governed(&route, &own, request).await,
+                    Err(reason) => return refuse(name, reason).await,
+                }
+            }
+            (Sorted::Plain(request), Server::Agent(agent, direct)) => {
+                plain::exchange(self, &own, agent, direct, request).await
+            }
+            (Sorted::Plain(_), Server::Upstream(_)) => {
+                return refuse(name, Reason::ProtocolUnsupported).await;
+            }
+        };
+        if response.status() == StatusCode::BAD_GATEWAY {
+            // Another pod may have the address now.
+            self.peers.forget(destination);
+        }
+        response
+    }
+
+    /// Where a request goes: by its `Host` if an AgentUpstream has that name, and otherwise to where
+    /// the connection was going.
+    async fn server(
+        &self,
+        destination: SocketAddr,
+        request: &Request<Incoming>,
+    ) -> Result<Server, Reason> {
+        // A whole URL in the request line would be another address than the connection's.
+        if request.uri().authority().is_some() {
+            return Err(Reason::HostRefused);
+        }
+        let host = one(request.headers(), "host").ok().flatten().ok_or(Reason::HostRefused)?;
+        let upstreams = self.upstreams.load();
+        if let Some(route) = upstreams.iter().find(|route| serves(route, host, request.uri())) {
+            return Ok(Server::Upstream(Arc::clone(route)));
+        }
+        // Within the pod only declared ports are redirected; the server there is the agent's own.
+        let port = destination.port();
+        let declared = self.ports.mcp.contains(&port) || self.ports.a2a.contains(&port);
+        if destination.ip().is_loopback() && declared {
+            return Ok(Server::Agent(self.own.agent.clone(), Direct::Plain(destination)));
+        }
+        let agent = self.peers.at(destination).await?;
+        let rule = PeerRule::exactly(agent.spiffe_id().clone());
+        let mesh = mesh(&self.own, rule).map_err(|_| Reason::UpstreamUnverified)?;
+        Ok(Server::Agent(agent, Direct::Mesh(destination, mesh)))
+    }
+
+    /// The route to another agent's server.
+    pub(super) fn route<B>(
+        &self,
+        agent: &AgentId,
+        destination: SocketAddr,
+        direct: &Direct,
+        request: &Request<B>,
+    ) -> Result<Arc<Route>, Reason> {
+        // A query could name another server behind the same path.
+        if request.uri().query().is_some() {
+            return Err(Reason::MalformedMessage);
+        }
+        let host = request.headers().get(header::HOST).cloned();
+        let host = host.unwrap_or_else(|| HeaderValue::from_static("direct"));
+        let path = request.uri().path().to_owned();
+        let key = Key { agent: agent.clone(), destination, host, path };
+        self.routes.get(&key, || {
+            let target = Target::direct(direct.clone(), key.host.clone(), &key.path)?;
+            let namespace = agent.namespace().unwrap_or_default();
+            Ok(Route::with_target(
+                Arc::clone(&self.shared),
+                namespace,
+                agent.name(),
+                AgentUpstreamSpec::default(),
+                Some(target),
+            ))
+        })
+    }
+}
+
+impl Server {
+    fn name(&self) -> &str {
+        match self {
+            Self::Upstream(route) => &route.name,
+            Self::Agent(agent, _) => agent.name(),
+        }
+    }
+}
+
+/// Whether a request with this `Host` is for the upstream. The application speaks HTTP to whom
+/// Aegis speaks HTTPS, so the port counts only where it is not the scheme's own.
+fn serves(route: &Route, host: &str, uri: &Uri) -> bool {
+    let (Some(target), Ok(host)) = (&route.target, host.parse::<http::uri::Authority>()) else {
+        return false;
+    };
+    let Ok(url) = target.url().parse::<Uri>() else { return false };
+    let port = |port: Option<u16>| port.filter(|port| ![80, 443].contains(port));
+    let same_host = url.host().is_some_and(|own| own.eq_ignore_ascii_case(host.host()));
+    same_host
+        && !host.as_str().contains('@')
+        && port(url.port_u16()) == port(host.port_u16())
+        && uri.path() == target.path()
+}

@@ -1,0 +1,167 @@
+//! HTTP that is neither MCP nor A2A: each request is an action of its own, with its method and its
+//! path, and its answer passes as a whole.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use aegis_audit::entry::Outcome as Ended;
+use aegis_core::{
+    AgentId, Digest,
+    action::{Action, ActionKind, Protocol},
+    decision::Reason,
+    policy::Scope,
+};
+use aegis_kernel::{Context, Ending};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+
+use super::{MAX_BODY_BYTES, Transparent, answer};
+use crate::{
+    attest::Attested,
+    direct::Direct,
+    forward::end_to_end,
+    inbound::{Body, boxed},
+    respond, route,
+};
+
+/// How long an application may take to answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long it may take to answer a probe; the kubelet has its own, shorter patience.
+const PROBE: Duration = Duration::from_secs(10);
+/// The longest path that is recorded as it is.
+const MAX_PATH_BYTES: usize = 2048;
+
+/// Decides on one request, forwards it if it may go, and releases its answer.
+pub(super) async fn exchange(
+    caught: &Arc<Transparent>,
+    caller: &Attested,
+    server: &AgentId,
+    direct: &Direct,
+    request: Request<Full<Bytes>>,
+) -> Response<Body> {
+    let principal = match caught.principal(caller) {
+        Ok(principal) => principal,
+        Err(reason) => return caught.refuse_stranger(reason),
+    };
+    let kernel = &caught.shared.kernel;
+    let path = request.uri().path();
+    if path.len() > MAX_PATH_BYTES {
+        let reason = Reason::NameTooLong;
+        let told = route::too_long("path", path.len(), &Digest::of(path.as_bytes()));
+        kernel.refuse(&principal, server.name(), reason, told).await;
+        return answer(reason);
+    }
+    let action = Action {
+        kind: ActionKind::HttpRequest,
+        protocol: Protocol::Http,
+        method: request.method().as_str().to_owned(),
+        server: server.name().to_owned(),
+        tool: None,
+        tool_pin: None,
+        resource: Some(path.to_owned()),
+        arguments: serde_json::Value::Null,
+    };
+    let namespace = server.namespace().unwrap_or_default();
+    let context = Context::new(&principal, Scope::Mesh, namespace);
+    let count = |verdict: aegis_core::decision::Verdict, reason: Reason| {
+        let labels = [server.name(), verdict.as_str(), reason.code()];
+        caught.shared.metrics.decisions.with_label_values(&labels).inc();
+    };
+    let permit = match kernel.decide(context, action).await {
+        Ok(permit) => permit,
+        Err(refusal) => {
+            let decision = &refusal.decision;
+            count(decision.verdict, decision.reason);
+            let refused = respond::plain(StatusCode::FORBIDDEN, decision.reason);
+            return boxed(respond::http(refused));
+        }
+    };
+    count(permit.receipt().decision.verdict, permit.receipt().decision.reason);
+    let (_, receipt) = permit.into_parts();
+    let started = Instant::now();
+    let answered = whole(direct, request).await;
+    let (result, reason, status, bytes) = match &answered {
+        Ok(response) => {
+            let status = response.status();
+            let failed = status.is_server_error() || status.is_client_error();
+            let result = if failed { Ended::Failure } else { Ended::Success };
+            (result, None, Some(status.as_u16().into()), response.body().len() as u64)
+        }
+        Err(reason) => (Ended::Failure, Some(reason.code().to_owned()), None, 0),
+    };
+    let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let ending = Ending { result, reason, status, bytes, events: 0, micros, redactions: 0 };
+    if let Err(error) = kernel.conclude(&receipt, &ending).await {
+        tracing::error!(%error, "an outcome could not be recorded");
+    }
+    match answered {
+        Ok(response) => boxed(response.map(Full::new)),
+        Err(reason) => answer(reason),
+    }
+}
+
+/// Asks the application what the kubelet asks, and tells its status alone.
+///
+/// # Errors
+/// Why there is no answer.
+pub(super) async fn probe(
+    destination: SocketAddr,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Reason> {
+    let (head, _) = request.into_parts();
+    let request = Request::from_parts(head, Full::new(Bytes::new()));
+    let direct = Direct::Plain(destination);
+    let answered = tokio::time::timeout(PROBE, send(&direct, request)).await;
+    let status = answered.map_err(|_| Reason::UpstreamTimeout)??.status();
+    let mut response = Response::new(Full::new(Bytes::new()));
+    *response.status_mut() = status;
+    Ok(boxed(response))
+}
+
+/// The whole answer to a request.
+async fn whole(direct: &Direct, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, Reason> {
+    let answering = async {
+        let (mut head, body) = send(direct, request).await?.into_parts();
+        let bytes = match Limited::new(body, MAX_BODY_BYTES).collect().await {
+            Ok(collected) => collected.to_bytes(),
+            Err(error) if error.is::<LengthLimitError>() => return Err(Reason::UpstreamTooLarge),
+            Err(_) => return Err(Reason::UpstreamUnavailable),
+        };
+        end_to_end(&mut head.headers);
+        Ok(Response::from_parts(head, bytes))
+    };
+    let answered = tokio::time::timeout(PATIENCE, answering).await;
+    answered.map_err(|_| Reason::UpstreamTimeout)?
+}
+
+/// Sends one request on a connection of its own.
+async fn send(
+    direct: &Direct,
+    mut request: Request<Full<Bytes>>,
+) -> Result<Response<Incoming>, Reason> {
+    let host: Option<HeaderValue> = request.headers().get(header::HOST).cloned();
+    let headers: &mut HeaderMap = request.headers_mut();
+    end_to_end(headers);
+    if let Some(host) = host {
+        headers.insert(header::HOST, host);
+    }
+    let unavailable = |error: &dyn std::error::Error| {
+        tracing::info!(%error, "the application does not answer");
+        Reason::UpstreamUnavailable
+    };
+    let (stream, _) = direct.connect().await.map_err(|error| unavailable(&error))?;
+    let connecting = hyper::client::conn::http1::handshake(TokioIo::new(stream));
+    let (mut sender, connection) = connecting.await.map_err(|error| unavailable(&error))?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a connection ended early");
+        }
+    });
+    sender.send_request(request).await.map_err(|error| unavailable(&error))
+}

@@ -1,0 +1,121 @@
+//! The routes that were made on the way, and who was met where.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use aegis_core::{AgentId, decision::Reason};
+use http::HeaderValue;
+use parking_lot::Mutex;
+
+use crate::{
+    Route,
+    direct::{Direct, Mesh},
+    forward::is_tls,
+};
+
+/// How many routes there are at most. Those whose server has listed tools stay; beyond them nobody
+/// gets a new one, so that no caller can make Aegis forget what was agreed to.
+const MAX_ROUTES: usize = 512;
+/// The longest path and the longest `Host`.
+const MAX_NAME_BYTES: usize = 1024;
+/// How long it is believed who answers at an address. Every connection proves it again.
+const BELIEVED: Duration = Duration::from_secs(30);
+/// How many addresses are remembered.
+const MAX_PEERS: usize = 1024;
+
+/// Which server, and by which name and path.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub(super) agent: AgentId,
+    pub(super) destination: SocketAddr,
+    pub(super) host: HeaderValue,
+    pub(super) path: String,
+}
+
+/// Routes by what they lead to.
+#[derive(Default)]
+pub(super) struct Routes(Mutex<HashMap<Key, Arc<Route>>>);
+
+impl Routes {
+    /// The route, made if there is none.
+    ///
+    /// # Errors
+    /// When names are too long, or there are too many routes.
+    pub(super) fn get(
+        &self,
+        key: &Key,
+        make: impl FnOnce() -> Result<Route, Reason>,
+    ) -> Result<Arc<Route>, Reason> {
+        let mut routes = self.0.lock();
+        if let Some(route) = routes.get(key) {
+            return Ok(Arc::clone(route));
+        }
+        if key.path.len() > MAX_NAME_BYTES || key.host.len() > MAX_NAME_BYTES {
+            return Err(Reason::NameTooLong);
+        }
+        if routes.len() >= MAX_ROUTES {
+            routes.retain(|_, route| Arc::strong_count(route) > 1 || !route.pins.is_empty());
+            if routes.len() >= MAX_ROUTES {
+                return Err(Reason::Overloaded);
+            }
+        }
+        let route = Arc::new(make()?);
+        routes.insert(key.clone(), Arc::clone(&route));
+        Ok(route)
+    }
+}
+
+/// Who answers where.
+pub(super) struct Peers {
+    anybody: Arc<Mesh>,
+    known: Mutex<HashMap<SocketAddr, (AgentId, Instant)>>,
+}
+
+impl Peers {
+    /// `anybody` accepts every agent of the trust domain.
+    pub(super) fn new(anybody: Arc<Mesh>) -> Self {
+        Self { anybody, known: Mutex::default() }
+    }
+
+    /// Which agent's sidecar answers at `destination`.
+    ///
+    /// # Errors
+    /// When nobody does, or it cannot prove that it is an agent's.
+    pub(super) async fn at(&self, destination: SocketAddr) -> Result<AgentId, Reason> {
+        let now = Instant::now();
+        if let Some((agent, met)) = self.known.lock().get(&destination)
+            && now.saturating_duration_since(*met) < BELIEVED
+        {
+            return Ok(agent.clone());
+        }
+        let direct = Direct::Mesh(destination, Arc::clone(&self.anybody));
+        let (_, peer) = direct.connect().await.map_err(|error| {
+            tracing::info!(%destination, %error, "no sidecar answers there");
+            // Whoever answers in the clear, or with another certificate, is nobody of the mesh.
+            if is_tls(&error) || error.kind() != std::io::ErrorKind::ConnectionRefused {
+                Reason::ServerUnknown
+            } else {
+                Reason::UpstreamUnavailable
+            }
+        })?;
+        let peer = peer.ok_or(Reason::ServerUnknown)?;
+        let agent = AgentId::try_from(peer.id).map_err(|_| Reason::ServerUnknown)?;
+        let mut known = self.known.lock();
+        if known.len() >= MAX_PEERS {
+            known.retain(|_, (_, met)| now.saturating_duration_since(*met) < BELIEVED);
+        }
+        if known.len() < MAX_PEERS {
+            known.insert(destination, (agent.clone(), now));
+        }
+        Ok(agent)
+    }
+
+    /// Somebody else answers there now.
+    pub(super) fn forget(&self, destination: SocketAddr) {
+        self.known.lock().remove(&destination);
+    }
+}

@@ -1,0 +1,529 @@
+//! Two pods and what lies between: each sidecar takes what its redirect has caught, and knows the
+//! other by its SVID. Here a closure says where a connection was going, as netfilter does in a pod.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use aegis_audit::{
+    entry::{Entry, Kind},
+    query::Filter,
+};
+use aegis_ca::{
+    CaConfig, Directory, IdentityManager, Lifetimes, Registration, Selector, Subject, Unrecorded,
+};
+use aegis_core::{AgentId, decision::Reason};
+use aegis_identity::{
+    Fetched, PeerRule, SvidFetcher, SvidSource, system_clock, tls::client_config,
+};
+use aegis_kernel::Kernel;
+use aegis_sidecar::{
+    Attest, Attested, MESH_PROTOCOL, Route, Shared,
+    metrics::Metrics,
+    refusals::Refusals,
+    transparent::{Own, Ports, Probe, Transparent, serve_inbound, serve_outbound},
+};
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream, UnixStream},
+};
+use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    upstream::{Upstream, json as answer},
+    world::{AGENT, PATIENCE, Plan, STANDARD, STRICTER, call, kernel},
+};
+
+const SERVER: &str = "spiffe://acme.example/ns/shop/sa/tools/agent/calc";
+/// Nothing is forbidden.
+const LAX: &[&str] = &["rules: [{ name: all, effect: allow }]"];
+
+struct Nobody;
+
+impl Attest for Nobody {
+    fn tcp(&self, _: SocketAddr, _: SocketAddr) -> Result<Attested, Reason> {
+        Err(Reason::IdentityMissing)
+    }
+
+    fn unix(&self, _: &UnixStream) -> Result<Attested, Reason> {
+        Err(Reason::IdentityMissing)
+    }
+}
+
+/// A CA of its own for each test.
+struct Authority {
+    manager: IdentityManager,
+    _folder: tempfile::TempDir,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = CaConfig {
+            trust_domain: "acme.example".parse().unwrap(),
+            lifetimes: Lifetimes::default(),
+        };
+        let store = Directory::open(folder.path().join("ca")).unwrap();
+        let manager =
+            IdentityManager::open(store, config, Arc::new(Unrecorded), system_clock()).unwrap();
+        let registered = [AGENT, SERVER].map(|id| Registration {
+            id: id.parse().unwrap(),
+            sponsor: "ada@acme.example".parse().unwrap(),
+            capabilities: Vec::new(),
+            selectors: vec![Selector::Uid(1)],
+            ttl: None,
+        });
+        manager.register(registered.into()).unwrap();
+        Self { manager, _folder: folder }
+    }
+
+    async fn source(&self, id: &str) -> Arc<SvidSource> {
+        let sponsor = "ada@acme.example".parse().unwrap();
+        let fetcher = Arc::new(self.manager.svids_of(id.parse().unwrap(), sponsor));
+        Arc::new(SvidSource::start(fetcher, system_clock(), Arc::new(|| 0)).await.unwrap())
+    }
+}
+
+/// One pod: its sidecar, and where its redirect leads.
+struct Pod {
+    kernel: Arc<Kernel>,
+    caught: Arc<Transparent>,
+    outbound: SocketAddr,
+    inbound: SocketAddr,
+    /// Where every connection was going.
+    destination: Arc<OnceLock<SocketAddr>>,
+    drain: CancellationToken,
+    refusals: Arc<Refusals>,
+    _ledger: tempfile::TempDir,
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        self.drain.cancel();
+    }
+}
+
+impl Pod {
+    async fn start(
+        authority: &Authority,
+        id: &str,
+        policies: &'static [&'static str],
+        ports: Ports,
+    ) -> Self {
+        let ledger = tempfile::tempdir().unwrap();
+        let kernel = kernel(ledger.path(), &Plan { policies, ..Plan::default() }).await;
+        let (drain, refusals) = (CancellationToken::new(), Arc::new(Refusals::default()));
+        let shared = Arc::new(Shared {
+            kernel: Arc::clone(&kernel),
+            attest: Arc::new(Nobody),
+            refusals: Arc::clone(&refusals),
+            metrics: Metrics::register(&prometheus::Registry::new()).unwrap(),
+            drain: drain.clone(),
+        });
+        let own = Own {
+            agent: id.parse().unwrap(),
+            source: authority.source(id).await,
+            revocations: authority.manager.revocations(),
+        };
+        let destination = Arc::new(OnceLock::new());
+        let going = Arc::clone(&destination);
+        let going = Arc::new(move |_: &TcpStream| {
+            going.get().copied().ok_or_else(|| io::Error::other("it was not redirected"))
+        });
+        let caught = Arc::new(Transparent::new(shared, own, ports, going).unwrap());
+        let outbound = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let inbound = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addresses = (outbound.local_addr().unwrap(), inbound.local_addr().unwrap());
+        tokio::spawn(serve_outbound(Arc::clone(&caught), outbound));
+        tokio::spawn(serve_inbound(Arc::clone(&caught), inbound));
+        let (outbound, inbound) = addresses;
+        Self { kernel, caught, outbound, inbound, destination, drain, refusals, _ledger: ledger }
+    }
+
+    async fn entries(&self) -> Vec<Entry> {
+        let filter = Filter { oldest_first: true, limit: Some(1_000), ..Filter::default() };
+        let page = self.kernel.query(&filter).await.unwrap();
+        page.entries.iter().map(|stored| stored.entry().unwrap()).collect()
+    }
+
+    /// Decisions on tools, as (agent, server, tool, reason).
+    async fn decisions(&self) -> Vec<(String, String, String, String)> {
+        let text =
+            |entry: &Entry, name: &str| entry.action_text(name).unwrap_or_default().to_owned();
+        let all = self.entries().await;
+        let of_tools = all.into_iter().filter(|entry| entry.kind == Kind::Decision);
+        of_tools
+            .map(|entry| {
+                let agent = entry.agent_id.clone().unwrap_or_default();
+                let reason = entry.reason.clone().unwrap_or_default();
+                (agent, text(&entry, "server"), text(&entry, "tool"), reason)
+            })
+            .filter(|(_, _, tool, reason)| !tool.is_empty() || reason != "session_allowed")
+            .collect()
+    }
+
+    /// What strangers were refused for, once it is on record.
+    async fn strangers(&self) -> Vec<String> {
+        self.refusals.flush(&self.kernel).await;
+        let all = self.entries().await;
+        let refusals = all.into_iter().filter(|entry| entry.kind == Kind::Refusals);
+        refusals.filter_map(|entry| entry.reason).collect()
+    }
+}
+
+/// A client's pod, a server's pod, and the server.
+struct Mesh {
+    authority: Authority,
+    client: Pod,
+    server: Pod,
+    upstream: Upstream,
+}
+
+impl Mesh {
+    async fn new() -> Self {
+        Self::with(STANDARD, STANDARD).await
+    }
+
+    async fn with(of_client: &'static [&'static str], of_server: &'static [&'static str]) -> Self {
+        let (authority, upstream) = (Authority::new(), Upstream::start().await);
+        let port = upstream.address.port();
+        let probes =
+            vec![Probe { port, path: Some("/healthz".into()) }, Probe { port, path: None }];
+        let client = Pod::start(&authority, AGENT, of_client, Ports::default()).await;
+        let server =
+            Pod::start(&authority, SERVER, of_server, Ports { probes, ..Ports::default() });
+        let server = server.await;
+        client.destination.set(server.inbound).unwrap();
+        server.destination.set(upstream.address).unwrap();
+        Self { authority, client, server, upstream }
+    }
+
+    /// What the client's application gets.
+    async fn ask(&self, request: Request<Full<Bytes>>) -> (StatusCode, Value) {
+        exchange(TcpStream::connect(self.client.outbound).await.unwrap(), request).await
+    }
+
+    async fn call(&self, tool: &str) -> (StatusCode, Value) {
+        self.ask(post("/mcp", &call(1, tool).to_string())).await
+    }
+}
+
+fn post(path: &str, body: &str) -> Request<Full<Bytes>> {
+    Request::builder()
+        .method(Method::POST)
+        .uri(path)
+        .header("host", "calc.shop:8080")
+        .header("content-type", "application/json")
+        .header("accept", "application/json, text/event-stream")
+        .body(Full::new(Bytes::copy_from_slice(body.as_bytes())))
+        .unwrap()
+}
+
+fn get(path: &str) -> Request<Full<Bytes>> {
+    Request::get(path).header("host", "calc.shop:8080").body(Full::new(Bytes::new())).unwrap()
+}
+
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Request<Full<Bytes>>,
+) -> (StatusCode, Value) {
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let answer = tokio::time::timeout(PATIENCE, sender.send_request(request)).await.unwrap();
+    let (head, body) = answer.unwrap().into_parts();
+    let body = tokio::time::timeout(PATIENCE, body.collect()).await.unwrap().unwrap().to_bytes();
+    (head.status, serde_json::from_slice(&body).unwrap_or_default())
+}
+
+fn reason(answer: &Value) -> &str {
+    let found =
+        [answer.pointer("/error/data/reason"), answer.pointer("/result/_meta/aegis.dev~1reason")];
+    found.into_iter().flatten().find_map(Value::as_str).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_call_is_decided_on_both_sides_by_who_the_agents_are() {
+    let mesh = Mesh::new().await;
+    mesh.upstream.results(json!({ "content": [{ "type": "text", "text": "hi" }] }));
+    let (status, said) = mesh.call("echo").await;
+    assert_eq!((status, &said["result"]["content"][0]["text"]), (StatusCode::OK, &json!("hi")));
+    assert_eq!(mesh.upstream.count("tools/call"), 1);
+    let expected =
+        [(AGENT.to_owned(), "calc".to_owned(), "echo".to_owned(), "policy_allowed".to_owned())];
+    assert_eq!(mesh.client.decisions().await, expected);
+    assert_eq!(mesh.server.decisions().await, expected);
+}
+
+#[tokio::test]
+async fn what_is_forbidden_ends_in_the_clients_own_pod() {
+    let mesh = Mesh::new().await;
+    let (_, said) = mesh.call("forbidden").await;
+    assert_eq!(reason(&said), "policy_denied");
+    assert_eq!(mesh.upstream.count("tools/call"), 0);
+    assert_eq!(mesh.server.decisions().await, [], "it did not even leave the pod");
+}
+
+/// Its policies may be newer, and another client's sidecar may not be what it was built as.
+#[tokio::test]
+async fn the_servers_sidecar_decides_for_itself() {
+    let mesh = Mesh::with(LAX, STRICTER).await;
+    let agent = mesh.authority.source(AGENT).await;
+    let peer = connect(&mesh, &agent, &[MESH_PROTOCOL]).await.unwrap();
+    let (_, said) = exchange(peer, post("/mcp", &call(1, "echo").to_string())).await;
+    assert_eq!(reason(&said), "policy_denied");
+    let (_, said) = mesh.call("echo").await;
+    assert_eq!(said["error"]["message"], "Unknown tool: echo", "the list does not name it");
+    assert_eq!(mesh.upstream.count("tools/call"), 0);
+}
+
+#[tokio::test]
+async fn whoever_has_no_svid_reaches_nothing() {
+    let mesh = Mesh::new().await;
+    let plain = TcpStream::connect(mesh.server.inbound).await.unwrap();
+    let (status, said) = exchange(plain, post("/mcp", &call(1, "echo").to_string())).await;
+    assert_eq!((status, reason(&said)), (StatusCode::FORBIDDEN, "identity_missing"));
+    // Neither does who speaks another protocol.
+    let mut other = TcpStream::connect(mesh.server.inbound).await.unwrap();
+    other.write_all(b"\x00\x01\x02\x03").await.unwrap();
+    let ended = tokio::time::timeout(PATIENCE, other.read(&mut [0; 8])).await.unwrap();
+    assert!(!matches!(ended, Ok(count) if count > 0));
+    assert_eq!(mesh.upstream.seen().len(), 0);
+    assert_eq!(mesh.server.strangers().await, ["identity_missing"]);
+}
+
+/// Connects to the server's sidecar with an SVID.
+async fn connect(
+    mesh: &Mesh,
+    source: &Arc<SvidSource>,
+    protocols: &[&[u8]],
+) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let revoked = mesh.authority.manager.revocations();
+    let rule = PeerRule::exactly(SERVER.parse().unwrap());
+    let mut config = client_config(source, revoked, rule).unwrap();
+    config.alpn_protocols = protocols.iter().map(|one| one.to_vec()).collect();
+    let stream = TcpStream::connect(mesh.server.inbound).await.unwrap();
+    let name = ServerName::try_from("aegis").unwrap();
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await
+}
+
+/// Whether somebody with this SVID is answered.
+async fn is_answered(mesh: &Mesh, source: &Arc<SvidSource>, protocols: &[&[u8]]) -> bool {
+    let Ok(mut stream) = connect(mesh, source, protocols).await else { return false };
+    let asked = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
+    // In TLS 1.3 a client learns that it was turned away when it reads.
+    stream.write_all(asked).await.is_ok()
+        && matches!(stream.read(&mut [0; 1]).await, Ok(count) if count > 0)
+}
+
+#[tokio::test]
+async fn only_sidecars_of_the_trust_domain_are_peers() {
+    let mesh = Mesh::new().await;
+    let agent = mesh.authority.source(AGENT).await;
+    assert!(is_answered(&mesh, &agent, &[MESH_PROTOCOL]).await);
+    assert!(!is_answered(&mesh, &agent, &[]).await, "it has not said that it is a sidecar");
+    assert!(!is_answered(&mesh, &agent, &[b"h2"]).await);
+    // The application's own SVID is not its sidecar's.
+    let agent: AgentId = AGENT.parse().unwrap();
+    let svid = mesh.authority.manager.issue_component("ledger").await.unwrap();
+    let component = Fetched { svid, bundle: mesh.authority.manager.bundle() };
+    let component = fixed(component).await;
+    assert!(!is_answered(&mesh, &component, &[MESH_PROTOCOL]).await, "a component is no agent");
+    let foreign = Authority::new();
+    let foreign = foreign.source(agent.as_str()).await;
+    assert!(!is_answered(&mesh, &foreign, &[MESH_PROTOCOL]).await, "another CA's SVID");
+    assert_eq!(mesh.upstream.seen().len(), 1);
+}
+
+struct Fixed(Fetched);
+
+impl SvidFetcher for Fixed {
+    fn fetch(&self) -> BoxFuture<'_, Result<Fetched, Box<dyn std::error::Error + Send + Sync>>> {
+        let fetched = self.0.clone();
+        Box::pin(async move { Ok(fetched) })
+    }
+}
+
+async fn fixed(fetched: Fetched) -> Arc<SvidSource> {
+    let fetcher = Arc::new(Fixed(fetched));
+    Arc::new(SvidSource::start(fetcher, system_clock(), Arc::new(|| 0)).await.unwrap())
+}
+
+#[tokio::test]
+async fn revocation_ends_what_is_open() {
+    let mesh = Mesh::new().await;
+    let agent = mesh.authority.source(AGENT).await;
+    let mut open = connect(&mesh, &agent, &[MESH_PROTOCOL]).await.unwrap();
+    let id: AgentId = AGENT.parse().unwrap();
+    let revoked = Subject::Id(id.spiffe_id().clone());
+    mesh.authority.manager.revoke(revoked, "for the test").await.unwrap();
+    let ended = tokio::time::timeout(PATIENCE, open.read(&mut [0; 8])).await.unwrap();
+    assert!(!matches!(ended, Ok(count) if count > 0));
+    assert!(!is_answered(&mesh, &agent, &[MESH_PROTOCOL]).await);
+    let (_, said) = mesh.call("echo").await;
+    assert_ne!(reason(&said), "", "{said}");
+    assert_eq!(mesh.upstream.count("tools/call"), 0);
+}
+
+#[tokio::test]
+async fn the_kubelet_gets_a_status_where_it_was_declared_to_ask() {
+    let mesh = Mesh::new().await;
+    mesh.upstream.answers(|_| async { answer(503, &json!({ "secret": 1 })) });
+    let ask = async |request| {
+        exchange(TcpStream::connect(mesh.server.inbound).await.unwrap(), request).await
+    };
+    assert_eq!(ask(get("/healthz")).await, (StatusCode::SERVICE_UNAVAILABLE, Value::Null));
+    for refused in [get("/"), get("/healthz?full=1"), get("/healthz/"), post("/healthz", "{}")] {
+        assert_eq!(ask(refused).await.0, StatusCode::FORBIDDEN);
+    }
+    assert_eq!(mesh.upstream.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a_server_without_a_sidecar_is_no_server() {
+    let mesh = Mesh::new().await;
+    let plain = Upstream::start().await;
+    let client = Pod::start(&mesh.authority, AGENT, LAX, Ports::default()).await;
+    client.destination.set(plain.address).unwrap();
+    for request in [post("/mcp", &call(1, "echo").to_string()), get("/")] {
+        let stream = TcpStream::connect(client.outbound).await.unwrap();
+        let (status, said) = exchange(stream, request).await;
+        assert_eq!((status, reason(&said)), (StatusCode::FORBIDDEN, "server_unknown"));
+    }
+    assert_eq!(plain.seen().len(), 0);
+    let reasons: Vec<String> = client.decisions().await.into_iter().map(|d| d.3).collect();
+    assert_eq!(reasons, ["server_unknown", "server_unknown"]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_looked_into_does_not_leave() {
+    let mesh = Mesh::with(LAX, LAX).await;
+    for bytes in [&b"\x16\x03\x01\x00\x05hello"[..], b"PRI * HTTP/2.0\r\n\r\n", b"\x00\x00ssh"] {
+        let mut stream = TcpStream::connect(mesh.client.outbound).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        let ended = tokio::time::timeout(PATIENCE, stream.read(&mut [0; 8])).await.unwrap();
+        assert!(!matches!(ended, Ok(count) if count > 0));
+    }
+    let told: Vec<Value> = mesh
+        .client
+        .entries()
+        .await
+        .into_iter()
+        .filter(|entry| entry.reason.as_deref() == Some("server_unknown"))
+        .filter_map(|entry| entry.detail.get("spoken").cloned())
+        .collect();
+    assert_eq!(told, [json!("tls"), json!("http/2"), json!("unknown")]);
+    assert_eq!(mesh.upstream.seen().len(), 0);
+}
+
+#[tokio::test]
+async fn an_address_in_the_request_leads_nowhere() {
+    let mesh = Mesh::with(LAX, LAX).await;
+    let absolute = format!("http://{}/mcp", mesh.upstream.address);
+    let (status, said) = mesh.ask(post(&absolute, &call(1, "echo").to_string())).await;
+    assert_eq!((status, reason(&said)), (StatusCode::FORBIDDEN, "host_refused"));
+    assert_eq!(mesh.upstream.seen().len(), 0);
+}
+
+#[tokio::test]
+async fn nobody_is_led_to_the_sidecars_own_ports() {
+    let authority = Authority::new();
+    let upstream = Upstream::start().await;
+    let own = Ports { own: [upstream.address.port()].into(), ..Ports::default() };
+    let pod = Pod::start(&authority, SERVER, LAX, own).await;
+    pod.destination.set(upstream.address).unwrap();
+    for port in [pod.inbound, pod.outbound] {
+        let mut stream = TcpStream::connect(port).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let ended = tokio::time::timeout(PATIENCE, stream.read(&mut [0; 8])).await.unwrap();
+        assert!(!matches!(ended, Ok(count) if count > 0));
+    }
+    assert_eq!(upstream.seen().len(), 0);
+}
+
+#[tokio::test]
+async fn other_http_is_decided_request_by_request() {
+    const PARTLY: &[&str] = &[
+        "rules: [{ name: all, effect: allow }]",
+        "match: { paths: ['/admin/**'] }\nrules: [{ name: admin, effect: deny }]",
+    ];
+    let mesh = Mesh::with(PARTLY, LAX).await;
+    mesh.upstream.answers(|_| async { answer(200, &json!({ "items": 3 })) });
+    let (status, said) = mesh.ask(get("/items?full=1")).await;
+    assert_eq!((status, said), (StatusCode::OK, json!({ "items": 3 })));
+    let (status, said) = mesh.ask(get("/admin/keys")).await;
+    assert_eq!((status, reason(&said)), (StatusCode::FORBIDDEN, "policy_denied"));
+    assert_eq!(mesh.upstream.seen().len(), 1);
+}
+
+/// JSON-RPC is a message of MCP whatever its headers leave out.
+#[tokio::test]
+async fn a_call_cannot_pass_for_other_http() {
+    let mesh = Mesh::new().await;
+    let body = call(1, "forbidden").to_string();
+    let disguised = |kind: &str, body: &str| {
+        Request::post("/mcp")
+            .header("host", "calc.shop:8080")
+            .header("content-type", kind)
+            .body(Full::new(Bytes::copy_from_slice(body.as_bytes())))
+            .unwrap()
+    };
+    let escaped = body.replace("jsonrpc", "\\u006asonrpc");
+    for (request, expected) in [
+        (disguised("application/json", &body), "policy_denied"),
+        (disguised("application/json", &escaped), "policy_denied"),
+        (disguised("text/plain", &body), "malformed_message"),
+        (disguised("application/json; charset=utf-16", &body), "malformed_message"),
+    ] {
+        let (_, said) = mesh.ask(request).await;
+        assert_eq!(reason(&said), expected, "{said}");
+    }
+    assert_eq!(mesh.upstream.count("tools/call"), 0);
+}
+
+#[tokio::test]
+async fn an_upstream_of_the_namespace_is_reached_by_its_name() {
+    let mesh = Mesh::with(STANDARD, STANDARD).await;
+    let outside = Upstream::start().await;
+    outside.results(json!({ "content": [] }));
+    let url = format!("http://localhost:{}/mcp", outside.address.port());
+    let spec = serde_json::from_value(json!({ "url": url })).unwrap();
+    let route = Route::new(Arc::clone(mesh.client.caught.shared()), "shop", "tools", spec).unwrap();
+    mesh.client.caught.set_upstreams(vec![Arc::new(route)]);
+    let named = |tool: &str| {
+        let mut request = post("/mcp", &call(1, tool).to_string());
+        let host = format!("localhost:{}", outside.address.port());
+        request.headers_mut().insert("host", host.parse().unwrap());
+        request
+    };
+    let (status, said) = mesh.ask(named("echo")).await;
+    assert_eq!(status, StatusCode::OK, "{said}");
+    assert_eq!(outside.count("tools/call"), 1);
+    assert_eq!(reason(&mesh.ask(named("forbidden")).await.1), "policy_denied");
+    assert_eq!(outside.count("tools/call"), 1);
+    let servers: Vec<String> = mesh.client.decisions().await.into_iter().map(|d| d.1).collect();
+    assert_eq!(servers, ["tools", "tools"]);
+}
+
+#[tokio::test]
+async fn draining_ends_the_listeners() {
+    let mesh = Mesh::new().await;
+    mesh.client.drain.cancel();
+    let gone = async {
+        while TcpStream::connect(mesh.client.outbound).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.unwrap();
+}
