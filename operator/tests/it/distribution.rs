@@ -2,30 +2,26 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use aegis_api::distribution::{Followed, Statement, Verifier, follow};
+use aegis_api::distribution::{Distributed, Followed, Statement, Verifier, follow};
 use aegis_core::{TrustDomain, thresholds::Thresholds};
-use aegis_identity::{
-    Revocations,
-    source::SvidSource,
-    tls::{PeerRule, client_config, server_config},
-};
+use aegis_identity::{Revocations, source::SvidSource};
+use aegis_mesh::channel;
 use aegis_operator::{
     clock,
     distribution::{Content, Publisher, serve},
 };
 use ed25519_dalek::SigningKey;
-use hyper_util::rt::TokioIo;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::{mpsc, watch},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use crate::authority::Authority;
 
-const OPERATOR: &str = "spiffe://acme.example/ns/aegis-system/sa/operator/agent/operator";
+const OPERATOR: &str = "spiffe://acme.example/aegis/operator";
 const SIDECAR: &str = "spiffe://acme.example/ns/shop/sa/bot/agent/buyer";
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -54,31 +50,33 @@ async fn started(
     address: SocketAddr,
     stop: &CancellationToken,
 ) -> (SocketAddr, JoinHandle<()>) {
-    let config = server_config(source, nothing_revoked(), PeerRule::agents_of(domain())).unwrap();
+    started_with(publisher, source, nothing_revoked(), address, stop).await
+}
+
+async fn started_with(
+    publisher: &Publisher,
+    source: &Arc<SvidSource>,
+    revocations: watch::Receiver<Arc<Revocations>>,
+    address: SocketAddr,
+    stop: &CancellationToken,
+) -> (SocketAddr, JoinHandle<()>) {
     let listener = TcpListener::bind(address).await.unwrap();
     let address = listener.local_addr().unwrap();
-    (address, tokio::spawn(serve(listener, config, publisher.clone(), stop.clone())))
-}
-
-/// A channel to the operator that shows the source's SVID, and connects anew by itself.
-fn channel(address: SocketAddr, source: &Arc<SvidSource>) -> Channel {
-    let rule = PeerRule::exactly(OPERATOR.parse().unwrap());
-    let mut config = client_config(source, nothing_revoked(), rule).unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    let connect = tower::service_fn(move |_: http::Uri| {
-        let connector = connector.clone();
-        async move {
-            let stream = TcpStream::connect(address).await?;
-            let name = "operator".try_into().map_err(std::io::Error::other)?;
-            Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, stream).await?))
-        }
+    let (source, publisher, stop) = (Arc::clone(source), publisher.clone(), stop.clone());
+    let serving = tokio::spawn(async move {
+        serve(listener, &source, revocations, publisher, stop).await.unwrap();
     });
-    Endpoint::from_static("http://operator").connect_with_connector_lazy(connect)
+    (address, serving)
 }
 
-enum Heard {
-    State(u64, u16),
+/// A channel to the operator that shows the source's SVID, as sidecars have it.
+fn to(address: SocketAddr, source: &Arc<SvidSource>) -> Channel {
+    channel(&address.to_string(), "operator", source, nothing_revoked()).unwrap()
+}
+
+/// What a sidecar was told.
+pub(crate) enum Heard {
+    State(Box<Distributed>),
     Confirmed,
     Lost(String),
 }
@@ -88,7 +86,7 @@ struct Ear(mpsc::UnboundedSender<Heard>);
 impl Followed for Ear {
     fn put(&mut self, statement: &Statement) -> Result<(), String> {
         let heard = match statement {
-            Statement::State(state) => Heard::State(state.serial, state.thresholds.t_min.get()),
+            Statement::State(state) => Heard::State(state.clone()),
             Statement::Confirmation(_) => Heard::Confirmed,
         };
         self.0.send(heard).map_err(|error| error.to_string())
@@ -123,8 +121,19 @@ impl Sidecar {
     /// The next state, whatever comes before.
     async fn state(&mut self) -> (u64, u16) {
         loop {
-            if let Heard::State(serial, t_min) = self.next().await {
-                return (serial, t_min);
+            if let Heard::State(state) = self.next().await {
+                return (state.serial, state.thresholds.t_min.get());
+            }
+        }
+    }
+
+    /// Waits for a state of which this holds.
+    async fn until(&mut self, holds: impl Fn(&Distributed) -> bool) -> Distributed {
+        loop {
+            if let Heard::State(state) = self.next().await
+                && holds(&state)
+            {
+                return *state;
             }
         }
     }
@@ -158,7 +167,7 @@ async fn a_sidecar_follows_and_outlives_the_operator() {
     let publisher = Publisher::new(key());
     let stop = CancellationToken::new();
     let (address, serving) = started(&publisher, &operator, anywhere(), &stop).await;
-    let mut sidecar = Sidecar::follow(channel(address, &sidecar), verifier());
+    let mut sidecar = Sidecar::follow(to(address, &sidecar), verifier());
     // An operator that does not lead says nothing.
     assert!(sidecar.lost().await.contains("does not lead"));
     assert!(publisher.publish(1, content(900)));
@@ -194,11 +203,11 @@ async fn what_is_in_force_is_confirmed_and_nothing_older_is_taken() {
     publisher.publish(2, content(950));
     let stop = CancellationToken::new();
     let (address, serving) = started(&publisher, &operator, anywhere(), &stop).await;
-    let mut sidecar = Sidecar::follow(channel(address, &source), verifier());
+    let mut sidecar = Sidecar::follow(to(address, &source), verifier());
     sidecar.state().await;
     let knows = sidecar.end().await;
     // Connecting again with the newest state brings a confirmation, not the state.
-    let mut again = Sidecar::follow(channel(address, &source), knows.clone());
+    let mut again = Sidecar::follow(to(address, &source), knows.clone());
     assert!(matches!(again.next().await, Heard::Confirmed));
     again.end().await;
     stop.cancel();
@@ -208,7 +217,7 @@ async fn what_is_in_force_is_confirmed_and_nothing_older_is_taken() {
     old.publish(1, content(1));
     let stop = CancellationToken::new();
     let (address, serving) = started(&old, &operator, anywhere(), &stop).await;
-    let mut sidecar = Sidecar::follow(channel(address, &source), knows.clone());
+    let mut sidecar = Sidecar::follow(to(address, &source), knows.clone());
     let why = sidecar.lost().await;
     assert!(why.contains("an older state is never taken"), "{why}");
     assert_eq!(sidecar.end().await.serial(), knows.serial());
@@ -225,18 +234,18 @@ async fn strangers_get_nothing_and_impostors_are_not_believed() {
     let stop = CancellationToken::new();
     let (address, serving) = started(&publisher, &operator, anywhere(), &stop).await;
     // An SVID of another CA.
-    let mut stranger = Sidecar::follow(channel(address, &other.source(SIDECAR).await), verifier());
+    let mut stranger = Sidecar::follow(to(address, &other.source(SIDECAR).await), verifier());
     stranger.lost().await;
     stranger.end().await;
     // The application's own SVID is no sidecar's.
     let workload = authority.source(&format!("{SIDECAR}/workload")).await;
-    let mut workload = Sidecar::follow(channel(address, &workload), verifier());
+    let mut workload = Sidecar::follow(to(address, &workload), verifier());
     workload.lost().await;
     workload.end().await;
     // A signature by another key.
     let sidecar = authority.source(SIDECAR).await;
     let another = SigningKey::from_bytes(&[8; 32]).verifying_key();
-    let mut sidecar = Sidecar::follow(channel(address, &sidecar), Verifier::new(vec![another]));
+    let mut sidecar = Sidecar::follow(to(address, &sidecar), Verifier::new(vec![another]));
     assert!(sidecar.lost().await.contains("not signed by the operator"));
     assert_eq!(sidecar.end().await.serial(), 0);
     stop.cancel();
