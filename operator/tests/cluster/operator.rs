@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use aegis_operator::run::{Operator, Options};
+use aegis_operator::{options::Options, run::Operator};
 use clap::Parser as _;
 use k8s_openapi::api::{coordination::v1::Lease, events::v1::Event};
 use kube::{Api, Client, api::ListParams};

@@ -1,47 +1,28 @@
 //! From the operator's signature to a sidecar, over mutual TLS.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
-use aegis_api::distribution::{Distributed, Followed, Statement, Verifier, follow};
-use aegis_core::{TrustDomain, thresholds::Thresholds};
+use aegis_api::distribution::Verifier;
+use aegis_core::thresholds::Thresholds;
 use aegis_identity::{Revocations, source::SvidSource};
-use aegis_mesh::channel;
-use aegis_operator::{
-    clock,
-    distribution::{Content, Publisher, serve},
-};
+use aegis_operator::distribution::{Content, Publisher, serve};
 use ed25519_dalek::SigningKey;
 use tokio::{
-    net::TcpListener,
-    sync::{mpsc, watch},
+    net::{TcpListener, TcpStream},
+    sync::watch,
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 
-use crate::authority::Authority;
-
-const OPERATOR: &str = "spiffe://acme.example/aegis/operator";
-const SIDECAR: &str = "spiffe://acme.example/ns/shop/sa/bot/agent/buyer";
-const PATIENCE: Duration = Duration::from_secs(20);
-
-fn domain() -> TrustDomain {
-    "acme.example".parse().unwrap()
-}
-
-fn key() -> SigningKey {
-    SigningKey::from_bytes(&[7; 32])
-}
+use crate::{
+    authority::Authority,
+    follower::{Heard, OPERATOR, PATIENCE, SIDECAR, Sidecar, key, nothing_revoked, to, verifier},
+};
 
 fn content(t_min: u16) -> Content {
     let thresholds: Thresholds =
         serde_json::from_value(serde_json::json!({ "tMin": t_min })).unwrap();
     Content { thresholds, ..Content::default() }
-}
-
-fn nothing_revoked() -> watch::Receiver<Arc<Revocations>> {
-    // The sender lives as long as the test.
-    Box::leak(Box::new(watch::channel(Arc::default()).0)).subscribe()
 }
 
 async fn started(
@@ -67,93 +48,6 @@ async fn started_with(
         serve(listener, &source, revocations, publisher, stop).await.unwrap();
     });
     (address, serving)
-}
-
-/// A channel to the operator that shows the source's SVID, as sidecars have it.
-fn to(address: SocketAddr, source: &Arc<SvidSource>) -> Channel {
-    channel(&address.to_string(), "operator", source, nothing_revoked()).unwrap()
-}
-
-/// What a sidecar was told.
-pub(crate) enum Heard {
-    State(Box<Distributed>),
-    Confirmed,
-    Lost(String),
-}
-
-struct Ear(mpsc::UnboundedSender<Heard>);
-
-impl Followed for Ear {
-    fn put(&mut self, statement: &Statement) -> Result<(), String> {
-        let heard = match statement {
-            Statement::State(state) => Heard::State(state.clone()),
-            Statement::Confirmation(_) => Heard::Confirmed,
-        };
-        self.0.send(heard).map_err(|error| error.to_string())
-    }
-
-    fn lost(&mut self, why: &str) {
-        let _ = self.0.send(Heard::Lost(why.to_owned()));
-    }
-}
-
-struct Sidecar {
-    heard: mpsc::UnboundedReceiver<Heard>,
-    stop: CancellationToken,
-    following: JoinHandle<Verifier>,
-}
-
-impl Sidecar {
-    fn follow(channel: Channel, verifier: Verifier) -> Self {
-        let (tell, heard) = mpsc::unbounded_channel();
-        let stop = CancellationToken::new();
-        let stopping = stop.clone();
-        let following = tokio::spawn(async move {
-            follow(channel, verifier, clock::now, &mut Ear(tell), stopping).await
-        });
-        Self { heard, stop, following }
-    }
-
-    async fn next(&mut self) -> Heard {
-        tokio::time::timeout(PATIENCE, self.heard.recv()).await.unwrap().unwrap()
-    }
-
-    /// The next state, whatever comes before.
-    async fn state(&mut self) -> (u64, u16) {
-        loop {
-            if let Heard::State(state) = self.next().await {
-                return (state.serial, state.thresholds.t_min.get());
-            }
-        }
-    }
-
-    /// Waits for a state of which this holds.
-    async fn until(&mut self, holds: impl Fn(&Distributed) -> bool) -> Distributed {
-        loop {
-            if let Heard::State(state) = self.next().await
-                && holds(&state)
-            {
-                return *state;
-            }
-        }
-    }
-
-    async fn lost(&mut self) -> String {
-        loop {
-            if let Heard::Lost(why) = self.next().await {
-                return why;
-            }
-        }
-    }
-
-    async fn end(self) -> Verifier {
-        self.stop.cancel();
-        self.following.await.unwrap()
-    }
-}
-
-fn verifier() -> Verifier {
-    Verifier::new(vec![key().verifying_key()])
 }
 
 fn anywhere() -> SocketAddr {
@@ -225,6 +119,23 @@ async fn what_is_in_force_is_confirmed_and_nothing_older_is_taken() {
     serving.await.unwrap();
 }
 
+/// The TLS of somebody who has no SVID, as far as reading an answer.
+async fn without_svid(authority: &Authority, address: SocketAddr) -> std::io::Result<usize> {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let rule = aegis_identity::PeerRule::exactly(OPERATOR.parse().unwrap());
+    let bundle = watch::channel(authority.bundle()).1;
+    let clock = aegis_identity::system_clock();
+    let mut config =
+        aegis_identity::tls::anonymous_client_config(bundle, nothing_revoked(), rule, clock)
+            .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let stream = TcpStream::connect(address).await?;
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let mut stream = connector.connect("aegis".try_into().unwrap(), stream).await?;
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await?;
+    tokio::time::timeout(PATIENCE, stream.read(&mut [0; 64])).await.unwrap()
+}
+
 #[tokio::test]
 async fn strangers_get_nothing_and_impostors_are_not_believed() {
     let (authority, other) = (Authority::new(), Authority::new());
@@ -237,6 +148,13 @@ async fn strangers_get_nothing_and_impostors_are_not_believed() {
     let mut stranger = Sidecar::follow(to(address, &other.source(SIDECAR).await), verifier());
     stranger.lost().await;
     stranger.end().await;
+    // Nobody at all.
+    assert!(without_svid(&authority, address).await.is_err());
+    // One of Aegis' own components is no agent.
+    let ledger = authority.source("spiffe://acme.example/aegis/ledger").await;
+    let mut ledger = Sidecar::follow(to(address, &ledger), verifier());
+    ledger.lost().await;
+    ledger.end().await;
     // The application's own SVID is no sidecar's.
     let workload = authority.source(&format!("{SIDECAR}/workload")).await;
     let mut workload = Sidecar::follow(to(address, &workload), verifier());
@@ -248,6 +166,33 @@ async fn strangers_get_nothing_and_impostors_are_not_believed() {
     let mut sidecar = Sidecar::follow(to(address, &sidecar), Verifier::new(vec![another]));
     assert!(sidecar.lost().await.contains("not signed by the operator"));
     assert_eq!(sidecar.end().await.serial(), 0);
+    stop.cancel();
+    serving.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_is_cut_when_its_follower_is_revoked() {
+    let authority = Authority::new();
+    let (operator, source) = (authority.source(OPERATOR).await, authority.source(SIDECAR).await);
+    let publisher = Publisher::new(key());
+    publisher.publish(1, content(900));
+    let stop = CancellationToken::new();
+    let (revoked, revocations) = watch::channel(Arc::new(Revocations::default()));
+    let (address, serving) =
+        started_with(&publisher, &operator, revocations, anywhere(), &stop).await;
+    let mut sidecar = Sidecar::follow(to(address, &source), verifier());
+    sidecar.state().await;
+    let ids = [SIDECAR.parse().unwrap()].into();
+    revoked.send_replace(Arc::new(Revocations { ids, ..Revocations::default() }));
+    sidecar.lost().await;
+    // Nor is it let in again.
+    let mut again = Sidecar::follow(to(address, &source), verifier());
+    again.lost().await;
+    assert_eq!(again.end().await.serial(), 0);
+    // Another agent is none the worse for it.
+    let other = authority.source("spiffe://acme.example/ns/shop/sa/bot/agent/seller").await;
+    let mut other = Sidecar::follow(to(address, &other), verifier());
+    other.state().await;
     stop.cancel();
     serving.await.unwrap();
 }
