@@ -48,19 +48,24 @@ pub struct Options {
 #[derive(Clone, Debug, clap::Args)]
 pub struct MeshOptions {
     /// The CA: host:port. Without it, the operator has no SVID and hands nothing to sidecars
-    #[arg(long, env = "AEGIS_CA_ADDRESS")]
+    #[arg(
+        long,
+        env = "AEGIS_CA_ADDRESS",
+        required = false,
+        requires_all = ["token", "distribution", "distribution_service"]
+    )]
     pub ca: String,
     /// The file with the token by which the CA knows the operator
-    #[arg(long, env = "AEGIS_TOKEN_FILE")]
+    #[arg(long, env = "AEGIS_TOKEN_FILE", required = false, requires = "ca")]
     pub token: PathBuf,
     /// Where the leader serves what sidecars enforce
-    #[arg(long, env = "AEGIS_DISTRIBUTION_ADDRESS")]
+    #[arg(long, env = "AEGIS_DISTRIBUTION_ADDRESS", required = false, requires = "ca")]
     pub distribution: SocketAddr,
     /// The Service in front of that, as sidecars are told it: host:port
-    #[arg(long, env = "AEGIS_OPERATOR_ADDRESS")]
+    #[arg(long, env = "AEGIS_OPERATOR_ADDRESS", required = false, requires = "ca")]
     pub distribution_service: String,
     /// The ledger, as sidecars are told it: host:port
-    #[arg(long, env = "AEGIS_LEDGER_ADDRESS")]
+    #[arg(long, env = "AEGIS_LEDGER_ADDRESS", requires = "ca")]
     pub ledger: Option<String>,
 }
 

@@ -92,13 +92,14 @@ impl Authority {
 
     /// This CA as a service. A token is the SPIFFE ID that it is for.
     pub(crate) async fn serve(self: &Arc<Self>, address: SocketAddr) -> Ca {
-        let ca = Signs { authority: Arc::clone(self), trust: watch::Sender::new(self.trust(&[])) };
+        let stop = CancellationToken::new();
+        let trust = watch::Sender::new(self.trust(&[]));
+        let ca = Signs { authority: Arc::clone(self), trust, stop: stop.clone() };
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let tls = open_server_config(&self.source("spiffe://acme.example/aegis/ca").await).unwrap();
-        let stop = CancellationToken::new();
         let routes = Routes::new(AuthorityServer::new(ca.clone())).prepare();
-        let serving = serve_tls(listener, tls, None, routes, Duration::ZERO, stop.clone());
+        let serving = serve_tls(listener, tls, None, routes, Duration::from_secs(5), stop.clone());
         Ca { address, ca, stop, serving: tokio::spawn(serving) }
     }
 }
@@ -128,6 +129,7 @@ impl Ca {
 struct Signs {
     authority: Arc<Authority>,
     trust: watch::Sender<Trust>,
+    stop: CancellationToken,
 }
 
 #[tonic::async_trait]
@@ -153,7 +155,8 @@ impl Service for Signs {
         &self,
         _: Request<FollowTrustRequest>,
     ) -> Result<Response<Self::FollowTrustStream>, Status> {
-        Ok(Response::new(Box::pin(WatchStream::new(self.trust.subscribe()).map(Ok))))
+        let told = WatchStream::new(self.trust.subscribe()).map(Ok);
+        Ok(Response::new(Box::pin(told.take_until(self.stop.clone().cancelled_owned()))))
     }
 }
 

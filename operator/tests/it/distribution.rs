@@ -16,8 +16,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     authority::Authority,
-    follower::{Heard, OPERATOR, PATIENCE, SIDECAR, Sidecar, key, nothing_revoked, to, verifier},
+    follower::{Heard, OPERATOR, PATIENCE, SIDECAR, Sidecar, nothing_revoked, to},
 };
+
+pub(crate) fn key() -> SigningKey {
+    SigningKey::from_bytes(&[7; 32])
+}
+
+pub(crate) fn verifier() -> Verifier {
+    Verifier::new(vec![key().verifying_key()])
+}
 
 fn content(t_min: u16) -> Content {
     let thresholds: Thresholds =

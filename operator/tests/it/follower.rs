@@ -6,7 +6,6 @@ use aegis_api::distribution::{Distributed, Followed, Statement, Verifier, follow
 use aegis_identity::{Revocations, source::SvidSource};
 use aegis_mesh::channel;
 use aegis_operator::clock;
-use ed25519_dalek::SigningKey;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
@@ -17,10 +16,6 @@ use tonic::transport::Channel;
 pub(crate) const OPERATOR: &str = "spiffe://acme.example/aegis/operator";
 pub(crate) const SIDECAR: &str = "spiffe://acme.example/ns/shop/sa/bot/agent/buyer";
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
-
-pub(crate) fn key() -> SigningKey {
-    SigningKey::from_bytes(&[7; 32])
-}
 
 pub(crate) fn nothing_revoked() -> watch::Receiver<Arc<Revocations>> {
     // The sender lives as long as the test.
@@ -108,8 +103,4 @@ impl Sidecar {
         self.stop.cancel();
         self.following.await.unwrap()
     }
-}
-
-pub(crate) fn verifier() -> Verifier {
-    Verifier::new(vec![key().verifying_key()])
 }

@@ -27,7 +27,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     authority::Authority,
-    follower::{OPERATOR, PATIENCE, SIDECAR, Sidecar, key, to, verifier},
+    distribution::{key, verifier},
+    follower::{OPERATOR, PATIENCE, SIDECAR, Sidecar, to},
 };
 
 /// How many kinds are distributed.
