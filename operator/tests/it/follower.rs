@@ -71,32 +71,43 @@ impl Sidecar {
         tokio::time::timeout(PATIENCE, self.heard.recv()).await.unwrap().unwrap()
     }
 
-    /// The next state, whatever comes before.
+    /// Waits for what is asked for, whatever comes before: confirmations never end.
+    async fn wait<T>(&mut self, what: &str, mut found: impl FnMut(Heard) -> Option<T>) -> T {
+        let waiting = async {
+            loop {
+                let heard = self.heard.recv().await.unwrap();
+                if let Some(found) = found(heard) {
+                    return found;
+                }
+            }
+        };
+        let waited = tokio::time::timeout(PATIENCE, waiting).await;
+        assert!(waited.is_ok(), "{what} did not come");
+        waited.unwrap()
+    }
+
+    /// The next state.
     pub(crate) async fn state(&mut self) -> (u64, u16) {
-        loop {
-            if let Heard::State(state) = self.next().await {
-                return (state.serial, state.thresholds.t_min.get());
-            }
-        }
+        let state = self.until(|_| true).await;
+        (state.serial, state.thresholds.t_min.get())
     }
 
-    /// Waits for a state of which this holds.
+    /// A state of which this holds.
     pub(crate) async fn until(&mut self, holds: impl Fn(&Distributed) -> bool) -> Distributed {
-        loop {
-            if let Heard::State(state) = self.next().await
-                && holds(&state)
-            {
-                return *state;
-            }
-        }
+        let fits = |heard| match heard {
+            Heard::State(state) => holds(&state).then_some(*state),
+            _ => None,
+        };
+        self.wait("the state", fits).await
     }
 
+    /// The next time that the operator is lost, and why.
     pub(crate) async fn lost(&mut self) -> String {
-        loop {
-            if let Heard::Lost(why) = self.next().await {
-                return why;
-            }
-        }
+        let lost = |heard| match heard {
+            Heard::Lost(why) => Some(why),
+            _ => None,
+        };
+        self.wait("the end of the stream", lost).await
     }
 
     pub(crate) async fn end(self) -> Verifier {
