@@ -47,6 +47,9 @@ pub struct Request {
     /// As it is.
     #[serde(default)]
     pub old_object: Value,
+    /// Whether it is only asked what would be: then nothing may be left behind.
+    #[serde(default)]
+    pub dry_run: bool,
 }
 
 /// A kind.
@@ -144,12 +147,20 @@ impl Answer {
     }
 }
 
-/// Injects a pod of an enrolled namespace.
+/// Injects a pod of an enrolled namespace. Without a configuration the sidecar could not know whom to
+/// believe, so there is no pod.
 #[must_use]
-pub fn mutate(request: &Request, config: &InjectConfig) -> Answer {
+pub fn mutate(request: &Request, config: Option<&InjectConfig>) -> Answer {
     if request.kind.kind != "Pod" || request.operation != Operation::Create {
         return Answer::default();
     }
+    let Some(config) = config else {
+        return Answer {
+            refused: Some("aegis: the CA's trust bundle is not there yet; try again".into()),
+            injection: Some(("refused", "NoTrustBundle")),
+            ..Answer::default()
+        };
+    };
     match inject::inject(&request.object, config) {
         Ok(injected) => {
             let patch = inject::patch(&request.object, &injected.pod);
@@ -187,7 +198,8 @@ async fn sponsor(request: &Request, prefix: &str, cluster: &impl Cluster) -> Ans
     let spec = |object: &Value| object.get("spec").cloned().unwrap_or_default();
     let named = |spec: &Value| spec.get("sponsor").and_then(Value::as_str).map(str::to_owned);
     let (before, after) = (spec(&request.old_object), spec(&request.object));
-    if request.operation == Operation::Update && before == after {
+    if request.operation == Operation::Update && (before == after || only_suspends(&before, &after))
+    {
         return Answer::default();
     }
     let user = &request.user_info.username;
@@ -211,6 +223,15 @@ async fn sponsor(request: &Request, prefix: &str, cluster: &impl Cluster) -> Ans
             "whether `{user}` may name this sponsor cannot be asked now ({message}); try again"
         )),
     }
+}
+
+/// Whether all that changes is that an agent is suspended: nobody keeps a person from stopping one.
+fn only_suspends(before: &Value, after: &Value) -> bool {
+    let mut suspended = before.clone();
+    if let Some(members) = suspended.as_object_mut() {
+        members.insert("suspended".into(), Value::Bool(true));
+    }
+    suspended == *after
 }
 
 /// A namespace only tightens.
@@ -303,6 +324,24 @@ mod tests {
         assert!(judged(&update("oidc:bob@acme.example", wider.clone()), &nobody).await.is_some());
         assert_eq!(judged(&update("oidc:ada@acme.example", wider), &nobody).await, None);
         assert_eq!(judged(&update("oidc:bob@acme.example", before.clone()), &nobody).await, None);
+    }
+
+    /// Who may change the object at all may stop the agent; only who answers for it lets it go on.
+    #[tokio::test]
+    async fn anybody_may_stop_an_agent() {
+        let nobody = Answers::default();
+        let running = json!({ "sponsor": ADA });
+        let stopped = json!({ "sponsor": ADA, "suspended": true });
+        let explicit = json!({ "sponsor": ADA, "suspended": false });
+        let update = |old: &Value, new: &Value| {
+            request("AgentIdentity", "oidc:bob@acme.example", old.clone(), new.clone())
+        };
+        assert_eq!(judged(&update(&running, &stopped), &nobody).await, None);
+        assert_eq!(judged(&update(&explicit, &stopped), &nobody).await, None);
+        assert!(judged(&update(&stopped, &running), &nobody).await.is_some());
+        assert!(judged(&update(&stopped, &explicit), &nobody).await.is_some());
+        let taken = json!({ "sponsor": "bob@acme.example", "suspended": true });
+        assert!(judged(&update(&running, &taken), &nobody).await.is_some());
     }
 
     #[tokio::test]

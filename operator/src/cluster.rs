@@ -15,7 +15,7 @@ use kube::{
 use crate::{
     admission::{Cluster, SPONSOR_VERB, User},
     object::Stored,
-    reconcile::counting,
+    reconcile::base,
 };
 
 /// Asks the API server.
@@ -58,7 +58,6 @@ impl Cluster for ApiServer {
         let api: Api<Stored<ClusterTrustThreshold>> = Api::all(self.0.clone());
         let list = api.list(&ListParams::default()).await.map_err(|error| error.to_string())?;
         let all: Vec<_> = list.items.into_iter().map(Arc::new).collect();
-        let first = counting(&all).and_then(|one| one.spec.as_ref().ok());
-        Ok(first.map(|spec| spec.0.clone()).unwrap_or_default())
+        Ok(base(&all))
     }
 }

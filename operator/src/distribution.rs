@@ -18,10 +18,11 @@ use aegis_api::distribution::{
     },
     sign,
 };
-use aegis_core::{Digest, Timestamp, thresholds::Thresholds};
+use aegis_core::{AgentId, Digest, Timestamp, thresholds::Thresholds};
 use ed25519_dalek::SigningKey;
 use futures::Stream;
 use parking_lot::Mutex;
+use prometheus::IntGauge;
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -31,7 +32,7 @@ use tonic::{Request, Response, Status};
 use crate::clock;
 
 pub use compose::{Sources, compose, keep_publishing};
-pub use serve::serve;
+pub use serve::{keep_serving, serve};
 
 /// How long a signed state counts, if nothing newer comes. It bounds what a sidecar that starts
 /// anew could be played.
@@ -54,6 +55,10 @@ pub struct Content {
     pub agents: Vec<Registered>,
     /// The servers outside the mesh.
     pub upstreams: Vec<Upstream>,
+    /// Whom the CA has revoked.
+    pub revoked: Vec<AgentId>,
+    /// Who is suspended, one by one; `thresholds` and `tightened` suspend more.
+    pub quarantined: Vec<AgentId>,
 }
 
 impl Content {
@@ -67,8 +72,10 @@ impl Content {
 
     fn digest(&self) -> Digest {
         let policies = self.policies.as_ref().map_or("", |policies| policies.get());
-        let rest =
-            serde_json::to_vec(&(&self.thresholds, &self.tightened, &self.agents, &self.upstreams));
+        let rest = serde_json::to_vec(&(
+            (&self.thresholds, &self.tightened, &self.agents, &self.upstreams),
+            (&self.revoked, &self.quarantined),
+        ));
         Digest::of_parts(&[policies.as_bytes(), &rest.unwrap_or_default()])
     }
 }
@@ -88,6 +95,23 @@ struct State {
 pub struct Publisher {
     key: Arc<SigningKey>,
     current: watch::Sender<Option<Arc<State>>>,
+    sidecars: Option<IntGauge>,
+}
+
+/// A sidecar that follows, as a gauge counts it.
+struct Counted(Option<IntGauge>);
+
+impl Counted {
+    fn new(gauge: Option<IntGauge>) -> Self {
+        gauge.iter().for_each(IntGauge::inc);
+        Self(gauge)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.iter().for_each(IntGauge::dec);
+    }
 }
 
 impl std::fmt::Debug for Publisher {
@@ -100,19 +124,19 @@ impl Publisher {
     /// Signs with `key`; hands nothing out yet.
     #[must_use]
     pub fn new(key: SigningKey) -> Self {
-        Self { key: Arc::new(key), current: watch::channel(None).0 }
+        Self { key: Arc::new(key), current: watch::channel(None).0, sidecars: None }
+    }
+
+    /// Counts who follows.
+    #[must_use]
+    pub fn counting(self, sidecars: IntGauge) -> Self {
+        Self { sidecars: Some(sidecars), ..self }
     }
 
     /// The serial in force; 0 before the first.
     #[must_use]
     pub fn serial(&self) -> u64 {
         self.current.borrow().as_ref().map_or(0, |state| state.serial)
-    }
-
-    /// How many sidecars follow.
-    #[must_use]
-    pub fn followers(&self) -> usize {
-        self.current.receiver_count()
     }
 
     /// Puts a state in force, in this term. The same content again changes nothing. Returns whether
@@ -152,8 +176,8 @@ impl Publisher {
             tightened: content.tightened,
             agents: content.agents,
             upstreams: content.upstreams,
-            revoked: Vec::new(),
-            quarantined: Vec::new(),
+            revoked: content.revoked,
+            quarantined: content.quarantined,
         }));
         let signed = sign(&statement, &self.key)?;
         *known = Some((signed.clone(), expires_at));
@@ -179,6 +203,7 @@ impl Publisher {
         tell: mpsc::Sender<Result<Signed, Status>>,
         stop: CancellationToken,
     ) {
+        let _counted = Counted::new(self.sidecars.clone());
         let mut changes = self.current.subscribe();
         let mut told = held;
         let mut ticks = tokio::time::interval(CONFIRM);

@@ -1,6 +1,6 @@
 //! `aegis-operator`: Aegis' resources in a Kubernetes cluster.
 
-use aegis_operator::run::{Operator, Options};
+use aegis_operator::{options::Options, run::Operator};
 use aegis_runtime::LogFormat;
 use anyhow::Context as _;
 use clap::Parser as _;

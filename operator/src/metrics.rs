@@ -4,8 +4,8 @@
 //! object or a request.
 
 use prometheus::{
-    Encoder as _, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder as _, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 /// What the operator counts.
@@ -38,6 +38,10 @@ pub struct Metrics {
     pub status_writes: IntCounterVec,
     /// What is distributed: `serial` and `sidecars`.
     pub distribution: IntGaugeVec,
+    /// What the operator has of the mesh: `roots`, and `ca` while it is followed.
+    pub mesh: IntGaugeVec,
+    /// When the operator's own SVID expires; 0 without one.
+    pub svid_expiry: IntGauge,
 }
 
 impl Metrics {
@@ -103,6 +107,12 @@ impl Metrics {
                 "The serial in force, and how many sidecars are connected",
                 &["what"],
             )?,
+            mesh: gauge(
+                "aegis_operator_mesh",
+                "1 for what the operator has of the mesh: the roots of the CA, and the CA itself",
+                &["what"],
+            )?,
+            svid_expiry: svid_expiry(&registry)?,
             registry: registry.clone(),
         })
     }
@@ -114,6 +124,15 @@ impl Metrics {
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut buffer);
         String::from_utf8(buffer).unwrap_or_default()
     }
+}
+
+fn svid_expiry(registry: &Registry) -> Result<IntGauge, prometheus::Error> {
+    let gauge = IntGauge::new(
+        "aegis_operator_svid_expiry_timestamp_seconds",
+        "When the operator's own SVID expires; 0 without one",
+    )?;
+    registry.register(Box::new(gauge.clone()))?;
+    Ok(gauge)
 }
 
 fn counters(

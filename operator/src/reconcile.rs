@@ -7,5 +7,5 @@ mod upstream;
 
 pub use identity::Identities;
 pub use policy::{Policies, PolicyObject};
-pub use threshold::{ClusterThresholds, NamespaceThresholds, counting, tightened};
+pub use threshold::{ClusterThresholds, NamespaceThresholds, base, counting, tightened};
 pub use upstream::{Upstreams, of_cluster};

@@ -1,86 +1,36 @@
-//! The operator as a process: what is built, what runs always, and what only the leader does.
+//! The operator as a process: what is built, and what every operator does; `leader` has the rest.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use aegis_core::TrustDomain;
 use aegis_policy::{Compiler, ModuleCache, Opa};
-use aegis_resources::kinds::{
-    AgentIdentity, AgentPolicy, AgentUpstream, ClusterAgentPolicy, ClusterTrustThreshold,
-    TrustThreshold,
-};
 use anyhow::Context as _;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use futures::{Stream, StreamExt as _};
 use kube::{
     Client,
-    runtime::{
-        events::{Recorder, Reporter},
-        reflector::{Store, store, store::Writer},
-    },
+    runtime::events::{Recorder, Reporter},
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
-use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    book::Book,
     cluster::ApiServer,
-    controller::{self, Shared},
-    distribution::{Publisher, Sources, keep_publishing, key},
+    distribution::{Publisher, key},
     health::Health,
     inject::InjectConfig,
     keeper::Keeper,
-    lease::{Candidate, Timing},
+    leader::Leader,
+    mesh::{self, Joining, Mesh, MeshConfig, Revoked},
     metrics::Metrics,
-    object::{Kind, Stored},
-    reconcile::{
-        ClusterThresholds, Identities, NamespaceThresholds, Policies, Upstreams, counting,
-    },
+    options::{MeshOptions, NAME, Options},
+    refusals,
     webhook::{self, Served, Webhooks},
 };
 
-/// The name of the Lease, and of the operator in Events.
-const NAME: &str = "aegis-operator";
-/// How long reconciliations that run may take once a stop is asked for.
-const DRAIN: Duration = Duration::from_secs(10);
+/// How long the CA may be away before other roots mean that it is another one.
+const PATIENCE: Duration = Duration::from_secs(15);
 
-/// How the operator is run.
-#[derive(Clone, Debug, clap::Parser)]
-#[command(name = "aegis-operator", version)]
-pub struct Options {
-    /// The trust domain of the agents, such as acme.example
-    #[arg(long, env = "AEGIS_TRUST_DOMAIN")]
-    pub trust_domain: TrustDomain,
-    /// The operator's own namespace, where its Lease and its Secrets are
-    #[arg(long, env = "POD_NAMESPACE", default_value = "aegis-system")]
-    pub namespace: String,
-    /// The name of this replica
-    #[arg(long, env = "POD_NAME", default_value = NAME)]
-    pub instance: String,
-    /// Where health and metrics are served
-    #[arg(long, env = "AEGIS_ADMIN_ADDRESS", default_value = "0.0.0.0:9490")]
-    pub admin: SocketAddr,
-    /// Where compiled policies are kept between restarts; none if absent
-    #[arg(long, env = "AEGIS_CACHE_DIRECTORY")]
-    pub cache: Option<PathBuf>,
-    /// How pods are injected (JSON); without it, webhooks are not served
-    #[arg(long, env = "AEGIS_INJECT_CONFIG")]
-    pub inject_config: Option<PathBuf>,
-    /// Where the webhooks are served
-    #[arg(long, env = "AEGIS_WEBHOOK_ADDRESS", default_value = "0.0.0.0:9443")]
-    pub webhook: SocketAddr,
-    /// The Service in front of the webhooks
-    #[arg(long, env = "AEGIS_WEBHOOK_SERVICE", default_value = NAME)]
-    pub service: String,
-    /// What the API server puts before e-mail addresses in user names, such as oidc:
-    #[arg(long, env = "AEGIS_USER_PREFIX", default_value = "")]
-    pub user_prefix: String,
-}
+/// What runs, and how it ended.
+type Parts = JoinSet<anyhow::Result<()>>;
 
 /// The operator, bound and connected; nothing is served yet.
 pub struct Operator {
@@ -100,48 +50,6 @@ struct Webhook {
     listener: TcpListener,
     served: Served,
     inject: InjectConfig,
-}
-
-/// The writing ends of the stores.
-struct Writers {
-    policies: Writer<Stored<AgentPolicy>>,
-    cluster_policies: Writer<Stored<ClusterAgentPolicy>>,
-    identities: Writer<Stored<AgentIdentity>>,
-    thresholds: Writer<Stored<TrustThreshold>>,
-    cluster_thresholds: Writer<Stored<ClusterTrustThreshold>>,
-    upstreams: Writer<Stored<AgentUpstream>>,
-}
-
-/// The stores of the kinds that are distributed, and the writing ends of all.
-fn stores(book: Arc<Book>, trust_domain: TrustDomain) -> (Sources, Writers) {
-    fn pair<K: Kind>() -> (Store<Stored<K>>, Writer<Stored<K>>) {
-        store()
-    }
-    let (policies, policies_in) = pair();
-    let (cluster_policies, cluster_policies_in) = pair();
-    let (identities, identities_in) = pair();
-    let (thresholds, thresholds_in) = pair();
-    let (cluster_thresholds, cluster_thresholds_in) = pair();
-    let (upstreams, upstreams_in) = pair();
-    let write = Writers {
-        policies: policies_in,
-        cluster_policies: cluster_policies_in,
-        identities: identities_in,
-        thresholds: thresholds_in,
-        cluster_thresholds: cluster_thresholds_in,
-        upstreams: upstreams_in,
-    };
-    let read = Sources {
-        policies,
-        cluster_policies,
-        identities,
-        thresholds,
-        cluster_thresholds,
-        upstreams,
-        book,
-        trust_domain,
-    };
-    (read, write)
 }
 
 impl std::fmt::Debug for Operator {
@@ -168,7 +76,8 @@ impl Operator {
             let public = STANDARD.encode(key.verifying_key().as_bytes());
             webhook.inject.env.insert("AEGIS_OPERATOR_KEY".into(), public.into());
         }
-        let publisher = Publisher::new(key);
+        let sidecars = metrics.distribution.with_label_values(&["sidecars"]);
+        let publisher = Publisher::new(key).counting(sidecars);
         let served = webhook.as_ref().map(|webhook| webhook.served.clone());
         let health = Health::new(metrics.clone(), served);
         let admin = TcpListener::bind(options.admin).await.with_context(|| {
@@ -218,46 +127,64 @@ impl Operator {
     /// # Errors
     /// When a part ends by itself, or the leadership is lost: then the process must start anew.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        let mut parts = Parts::new();
         let admin = axum::serve(self.admin, self.health.clone().router())
             .with_graceful_shutdown(stop.clone().cancelled_owned());
-        let mut serving = JoinSet::new();
-        serving.spawn(async move { admin.await.context("the admin port has failed") });
+        parts.spawn(async move { admin.await.context("the admin port has failed") });
         self.health.set_ready(true);
 
+        let reporter =
+            Reporter { controller: NAME.into(), instance: Some(self.options.instance.clone()) };
+        let recorder = Recorder::new(self.client.clone(), reporter);
+        let joined = self.options.mesh.clone().map(|flags| {
+            let mesh = join(&self.options, &flags, &self.client, &self.metrics, &mut parts, &stop);
+            (flags, mesh)
+        });
         let keeper =
             Keeper::new(self.client.clone(), &self.options.namespace, &self.options.service);
         let serves_webhooks = self.webhook.is_some();
-        if let Some(Webhook { listener, served, inject }) = self.webhook {
+        if let Some(webhook) = self.webhook {
+            let (refused, refusals) = refusals::channel();
+            going(&mut parts, refusals::tell(refusals, recorder.clone(), stop.clone()));
             let hooks = Webhooks {
-                inject,
+                inject: injection(
+                    webhook.inject,
+                    joined.as_ref(),
+                    &self.options,
+                    &mut parts,
+                    &stop,
+                ),
                 user_prefix: self.options.user_prefix.clone(),
                 cluster: ApiServer(self.client.clone()),
                 metrics: self.metrics.clone(),
+                refused: Some(refused),
             };
-            let following = keeper.clone().follow(served.clone(), stop.clone());
-            serving.spawn(async move {
-                following.await;
-                Ok(())
-            });
+            going(&mut parts, keeper.clone().follow(webhook.served.clone(), stop.clone()));
             let stopping = stop.clone();
-            serving.spawn(async move {
+            parts.spawn(async move {
+                let (listener, served) = (webhook.listener, webhook.served);
                 let serving = webhook::serve(listener, &served, hooks.router(), stopping);
                 serving.await.context("the webhooks have failed")
             });
         }
 
+        // Without a CA, nobody is revoked.
+        let (_nobody, nobody_revoked) = watch::channel(Revoked::Some(Arc::default()));
         let leader = Leader {
-            options: self.options,
             client: self.client,
+            recorder,
             compiler: self.compiler,
             metrics: self.metrics,
             keeper: serves_webhooks.then_some(keeper),
             publisher: self.publisher,
+            revoked: joined.as_ref().map_or(nobody_revoked, |(_, mesh)| mesh.revoked.clone()),
+            distribution: joined.map(|(flags, mesh)| (flags.distribution, mesh.member)),
+            options: self.options,
         };
         let stopping = stop.clone();
-        serving.spawn(async move { leader.lead(stopping).await });
+        parts.spawn(async move { leader.lead(stopping).await });
         let mut result = Ok(());
-        while let Some(ended) = serving.join_next().await {
+        while let Some(ended) = parts.join_next().await {
             let ended = ended.context("a part of the operator ended unexpectedly").flatten();
             if !stop.is_cancelled() {
                 result = ended.and(result);
@@ -269,15 +196,63 @@ impl Operator {
     }
 }
 
-/// What only one operator does at a time.
-struct Leader {
-    options: Options,
-    client: Client,
-    compiler: Arc<Compiler>,
-    metrics: Metrics,
-    /// Who keeps the webhooks' certificate, where webhooks are served.
-    keeper: Option<Keeper>,
-    publisher: Publisher,
+/// Spawns what cannot fail.
+fn going(parts: &mut Parts, part: impl Future<Output = ()> + Send + 'static) {
+    parts.spawn(async move {
+        part.await;
+        Ok(())
+    });
+}
+
+/// Has every operator join the mesh, so that a standby that is elected is somebody already.
+fn join(
+    options: &Options,
+    flags: &MeshOptions,
+    client: &Client,
+    metrics: &Metrics,
+    parts: &mut Parts,
+    stop: &CancellationToken,
+) -> Mesh {
+    let (known, roots) = watch::channel(None);
+    let (client, namespace) = (client.clone(), options.namespace.clone());
+    let (trust_domain, counted, stopping) =
+        (options.trust_domain.clone(), metrics.clone(), stop.clone());
+    going(parts, async move {
+        mesh::follow_roots(client, &namespace, trust_domain, known, counted, stopping).await;
+    });
+    let config = MeshConfig {
+        trust_domain: options.trust_domain.clone(),
+        ca: flags.ca.clone(),
+        token: flags.token.clone(),
+        patience: PATIENCE,
+    };
+    let (joining, mesh) = Joining::new(config, roots, metrics.clone());
+    going(parts, joining.keep(stop.clone()));
+    mesh
+}
+
+/// How pods are injected: always the same without a mesh; in one, with the roots of the moment.
+fn injection(
+    base: InjectConfig,
+    joined: Option<&(MeshOptions, Mesh)>,
+    options: &Options,
+    parts: &mut Parts,
+    stop: &CancellationToken,
+) -> watch::Receiver<Option<Arc<InjectConfig>>> {
+    let Some((flags, mesh)) = joined else {
+        return watch::channel(Some(Arc::new(base))).1;
+    };
+    let (told, inject) = watch::channel(None);
+    let addresses = flags.addresses(&options.trust_domain);
+    let telling = mesh::tell_roots(base, addresses, mesh.roots.clone(), told);
+    let stopping = stop.clone();
+    going(parts, async move {
+        tokio::select! {
+            () = stopping.cancelled() => {}
+            () = telling => stopping.cancelled().await,
+        }
+    });
+    inject
 }
 
 impl Webhook {
@@ -291,119 +266,5 @@ impl Webhook {
             format!("cannot listen on {address} for webhooks; choose another with --webhook")
         })?;
         Ok(Self { listener, served: Served::default(), inject })
-    }
-}
-
-impl Leader {
-    async fn lead(self, stop: CancellationToken) -> anyhow::Result<()> {
-        let identity = format!("{}_{}", self.options.instance, uuid::Uuid::now_v7());
-        let leading = self.metrics.leading.with_label_values(&[NAME]);
-        leading.set(0);
-        let namespace = &self.options.namespace;
-        let candidate =
-            Candidate::new(self.client.clone(), namespace, NAME, identity, Timing::default());
-        // The lease is given back only after the controllers have ended.
-        let release = CancellationToken::new();
-        let elected = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            elected = candidate.elected(&release) => elected,
-        };
-        let Some((term, keeping)) = elected else { return Ok(()) };
-        leading.set(1);
-        tracing::info!(term = term.number, "leading");
-        let ending = CancellationToken::new();
-        let mut controllers = self.controllers(term.number, &ending);
-        let lost = tokio::select! {
-            () = stop.cancelled() => false,
-            () = term.over.cancelled() => true,
-            _ = controllers.join_next() => false,
-        };
-        ending.cancel();
-        if !lost {
-            let drained = async { while controllers.join_next().await.is_some() {} };
-            if !aegis_runtime::drained(drained, DRAIN).await {
-                tracing::warn!(seconds = DRAIN.as_secs(), "reconciliations did not end in time");
-            }
-        }
-        controllers.shutdown().await;
-        leading.set(0);
-        release.cancel();
-        let _ = keeping.await;
-        anyhow::ensure!(!lost, "the leadership was lost; another operator may lead now");
-        anyhow::ensure!(stop.is_cancelled(), "a controller ended by itself");
-        Ok(())
-    }
-
-    fn controllers(&self, term: u32, stop: &CancellationToken) -> JoinSet<()> {
-        let book = Arc::new(Book::new(Arc::clone(&self.compiler)));
-        let (read, write) = stores(Arc::clone(&book), self.options.trust_domain.clone());
-        let reporter =
-            Reporter { controller: NAME.into(), instance: Some(self.options.instance.clone()) };
-        let (changed, changes) = watch::channel(0);
-        let (listed, all_listed) = watch::channel(0);
-        let shared = Shared {
-            client: self.client.clone(),
-            recorder: Recorder::new(self.client.clone(), reporter),
-            metrics: self.metrics.clone(),
-            changed,
-            listed,
-            stop: stop.clone(),
-        };
-        let (base, bases) = watch::channel(None);
-        let mut tasks = JoinSet::new();
-        if let Some(keeper) = self.keeper.clone() {
-            tasks.spawn(keeper.keep(stop.clone()));
-        }
-        tasks.spawn(follow_base(read.cluster_thresholds.clone(), base, changes.clone()));
-        tasks.spawn(keep_publishing(
-            read.clone(),
-            self.publisher.clone(),
-            term,
-            (changes, all_listed),
-            self.metrics.clone(),
-            stop.clone(),
-        ));
-        let policies = Policies::<AgentPolicy>::new(Arc::clone(&book), shared.clone());
-        tasks.spawn(controller::run(policies, shared.clone(), write.policies, never()));
-        let policies = Policies::<ClusterAgentPolicy>::new(book, shared.clone());
-        tasks.spawn(controller::run(policies, shared.clone(), write.cluster_policies, never()));
-        let identities =
-            Identities { trust_domain: self.options.trust_domain.clone(), shared: shared.clone() };
-        tasks.spawn(controller::run(identities, shared.clone(), write.identities, never()));
-        let thresholds =
-            ClusterThresholds { all: read.cluster_thresholds.clone(), shared: shared.clone() };
-        let again = WatchStream::from_changes(bases.clone()).map(drop);
-        tasks.spawn(controller::run(thresholds, shared.clone(), write.cluster_thresholds, again));
-        let thresholds = NamespaceThresholds {
-            cluster: read.cluster_thresholds.clone(),
-            shared: shared.clone(),
-        };
-        let again = WatchStream::from_changes(bases).map(drop);
-        tasks.spawn(controller::run(thresholds, shared.clone(), write.thresholds, again));
-        let upstreams = Upstreams { shared: shared.clone() };
-        tasks.spawn(controller::run(upstreams, shared, write.upstreams, never()));
-        tasks
-    }
-}
-
-fn never() -> impl Stream<Item = ()> + Send + 'static {
-    futures::stream::pending()
-}
-
-/// Tells when other thresholds have become the cluster's: then all that depend on them are looked
-/// at again.
-async fn follow_base(
-    all: Store<Stored<ClusterTrustThreshold>>,
-    base: watch::Sender<Option<(String, i64)>>,
-    mut changes: watch::Receiver<u64>,
-) {
-    while changes.changed().await.is_ok() {
-        let state = all.state();
-        let current = counting(&state).map(|one| (one.uid().to_owned(), one.generation()));
-        base.send_if_modified(|known| {
-            let differs = *known != current;
-            *known = current;
-            differs
-        });
     }
 }

@@ -20,13 +20,18 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use tokio::{net::TcpListener, time::Instant};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     admission::{self, Answer, Cluster, Request, Review},
     inject::InjectConfig,
     metrics::Metrics,
+    refusals::RefusedPod,
 };
 
 /// The largest AdmissionReview: an object and its predecessor, each at the API server's own limit.
@@ -81,14 +86,16 @@ impl ResolvesServerCert for Served {
 /// What the webhooks judge by.
 #[derive(Debug)]
 pub struct Webhooks<C> {
-    /// How pods are injected; without one, no pod is.
-    pub inject: InjectConfig,
+    /// How pods are injected at the moment; while there is nothing, they are refused.
+    pub inject: watch::Receiver<Option<Arc<InjectConfig>>>,
     /// What the API server puts before users' e-mail addresses.
     pub user_prefix: String,
     /// Who answers questions.
     pub cluster: C,
     /// What is counted.
     pub metrics: Metrics,
+    /// Who tells of pods that are refused.
+    pub refused: Option<mpsc::Sender<RefusedPod>>,
 }
 
 impl<C: Cluster> Webhooks<C> {
@@ -99,6 +106,17 @@ impl<C: Cluster> Webhooks<C> {
             .route("/validate", post(validate::<C>))
             .layer(DefaultBodyLimit::max(MAX_REVIEW_BYTES))
             .with_state(Arc::new(self))
+    }
+
+    /// Says that a pod was refused. What is only tried out leaves no Event.
+    fn tell(&self, request: &Request, reason: &str, message: &str) {
+        let (namespace, pod) = (&request.namespace, pod_name(request));
+        tracing::warn!(namespace, pod, message, "a pod was refused");
+        if let Some(refused) = self.refused.as_ref().filter(|_| !request.dry_run)
+            && refused.try_send(RefusedPod::of(request, reason, message)).is_err()
+        {
+            tracing::warn!(namespace, pod, "there is no Event about it: too many wait to be told");
+        }
     }
 
     fn count(&self, webhook: &str, code: StatusCode, started: Instant) {
@@ -126,17 +144,13 @@ async fn inject<C: Cluster>(State(hooks): State<Arc<Webhooks<C>>>, body: Bytes) 
     let response = match read(&body) {
         Err(message) => (StatusCode::BAD_REQUEST, message).into_response(),
         Ok(request) => {
-            let answer = admission::mutate(&request, &hooks.inject);
+            let config = hooks.inject.borrow().clone();
+            let answer = admission::mutate(&request, config.as_deref());
             if let Some((result, reason)) = answer.injection {
                 hooks.metrics.injections.with_label_values(&[result, reason]).inc();
-            }
-            if let Some(message) = &answer.refused {
-                tracing::warn!(
-                    namespace = request.namespace,
-                    pod = pod_name(&request),
-                    message,
-                    "a pod was refused"
-                );
+                if let Some(message) = &answer.refused {
+                    hooks.tell(&request, reason, message);
+                }
             }
             written(&request, &answer)
         }
@@ -209,20 +223,30 @@ mod tests {
     }
 
     fn hooks() -> Webhooks<Yes> {
+        let config: InjectConfig = serde_json::from_value(json!({ "image": "aegis:1" })).unwrap();
         Webhooks {
-            inject: serde_json::from_value(json!({ "image": "aegis:1" })).unwrap(),
+            inject: watch::channel(Some(Arc::new(config))).1,
             user_prefix: String::new(),
             cluster: Yes,
             metrics: Metrics::register().unwrap(),
+            refused: None,
         }
     }
 
     async fn ask(path: &str, body: impl Into<axum::body::Body>) -> (StatusCode, Value) {
+        ask_of(hooks(), path, body).await
+    }
+
+    async fn ask_of(
+        hooks: Webhooks<Yes>,
+        path: &str,
+        body: impl Into<axum::body::Body>,
+    ) -> (StatusCode, Value) {
         let request = http::Request::post(path)
             .header("content-type", "application/json")
             .body(body.into())
             .unwrap();
-        let response = tower::ServiceExt::oneshot(hooks().router(), request).await.unwrap();
+        let response = tower::ServiceExt::oneshot(hooks.router(), request).await.unwrap();
         let status = response.status();
         let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
         (status, serde_json::from_slice(&body).unwrap_or_default())
@@ -246,6 +270,29 @@ mod tests {
             ask("/inject", pod_review(json!({ "hostNetwork": true, "containers": [] }))).await;
         assert_eq!(answer["response"]["allowed"], false);
         assert!(answer["response"]["status"]["message"].as_str().unwrap().contains("hostNetwork"));
+    }
+
+    /// The sidecar would not know whom to believe; a pod without one would be ungoverned.
+    #[tokio::test]
+    async fn without_the_cas_roots_there_is_no_pod() {
+        let (tell, mut told) = crate::refusals::channel();
+        let hooks =
+            || Webhooks { inject: watch::channel(None).1, refused: Some(tell.clone()), ..hooks() };
+        let counted = hooks();
+        let metrics = counted.metrics.clone();
+        let sound = json!({ "containers": [{ "name": "app", "image": "a" }] });
+        let (status, answer) = ask_of(counted, "/inject", pod_review(sound.clone())).await;
+        assert_eq!((status, &answer["response"]["allowed"]), (StatusCode::OK, &json!(false)));
+        let message = "aegis: the CA's trust bundle is not there yet; try again";
+        assert_eq!(answer["response"]["status"]["message"], message);
+        assert!(answer["response"]["patch"].is_null());
+        let counter = metrics.injections.with_label_values(&["refused", "NoTrustBundle"]);
+        assert_eq!(counter.get(), 1);
+        assert_eq!(told.try_recv().unwrap().reason, "NoTrustBundle");
+        // Who only tries it out leaves nothing behind.
+        let review = pod_review(sound).replace("\"operation\"", "\"dryRun\":true,\"operation\"");
+        assert_eq!(ask_of(hooks(), "/inject", review).await.1["response"]["allowed"], false);
+        assert!(told.try_recv().is_err());
     }
 
     #[tokio::test]

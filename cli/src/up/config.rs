@@ -64,6 +64,9 @@ impl Configuration {
         for (id, registration) in before.state.registry.agents() {
             if self.state.registry.find(id).is_none() {
                 self.state.registry.insert(id.clone(), registration.clone());
+                if before.state.suspended.contains(id) {
+                    self.state.suspended.insert(id.clone());
+                }
             }
         }
         for registration in &before.registrations {
@@ -129,6 +132,9 @@ impl Configuration {
         for identity in &resources.identities {
             match agent_id(identity, trust_domain) {
                 Ok(id) => {
+                    if identity.spec.suspended {
+                        self.state.suspended.insert(id.clone());
+                    }
                     registry.insert(id.clone(), registration(&identity.spec));
                     // An identity of pods only: no process of this machine is it.
                     if let Some(unix) = identity.spec.selector.unix.clone() {
@@ -156,7 +162,9 @@ impl Configuration {
                 second.metadata.name
             ));
         }
-        let base = cluster.first().map(|one| one.spec.clone()).unwrap_or_default();
+        let mut base = cluster.first().map(|one| one.spec.clone()).unwrap_or_default();
+        // The kill switch is not lost by standing in the wrong document.
+        base.suspended = cluster.iter().any(|one| one.spec.suspended);
         let mut thresholding = Thresholding::new(base);
         for own in namespaced {
             thresholding.tighten(own.namespace(), &own.spec);
@@ -279,6 +287,27 @@ mod tests {
         assert!(read.problems.is_empty(), "{:?}", read.problems);
         assert!(read.registrations.is_empty());
         assert_eq!(read.state.registry.agents().count(), 1);
+    }
+
+    #[test]
+    fn a_suspended_agent_stays_so_while_its_document_is_broken() {
+        let suspended = IDENTITY.replace("{sponsor", "{suspended: true, sponsor");
+        let before = read(&[("i.yaml", &suspended)]);
+        assert_eq!(before.state.suspended.len(), 1, "{:?}", before.problems);
+        let mut after = read(&[("i.yaml", "nonsense")]);
+        after.keep_missing(&before);
+        assert_eq!(after.state.suspended, before.state.suspended);
+        let mut lifted = read(&[("i.yaml", IDENTITY)]);
+        lifted.keep_missing(&before);
+        assert!(lifted.state.suspended.is_empty());
+    }
+
+    #[test]
+    fn a_suspension_in_an_ignored_document_counts() {
+        let second = STRICT.replace("name: t", "name: u").replace("tMin: 990", "suspended: true");
+        let read = read(&[("a.yaml", STRICT), ("b.yaml", &second)]);
+        assert!(read.state.thresholds.of(Some("shop")).suspended);
+        assert_eq!(read.state.thresholds.base.t_min.get(), 990);
     }
 
     #[test]

@@ -120,7 +120,7 @@ fn trust_view(daemon: &Daemon, agent: &AgentId) -> TrustView {
         a: trust.a,
         b: trust.b,
         below_critical: trust.probability_below(thresholds.critical_score).get(),
-        quarantined: trust.is_critical(thresholds) || state.quarantined.contains(agent),
+        quarantined: trust.is_critical(thresholds) || state.is_stopped(agent),
         as_of,
     }
 }

@@ -51,6 +51,10 @@ pub struct Thresholds {
     /// How long an approval request waits before it expires, which denies. Seconds.
     #[schemars(range(min = 1, max = 604_800))]
     pub approval_ttl_secs: u32,
+    /// The kill switch: every action of every agent that these thresholds are for is denied. Default
+    /// false.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub suspended: bool,
 }
 
 /// The weights of `R = w_s·S + w_c·C + w_t·(1 − T/1000)`, in per mille.
@@ -95,6 +99,7 @@ impl Default for Thresholds {
             approvals_at_l3: 2,
             max_staleness_secs: 60,
             approval_ttl_secs: 900,
+            suspended: false,
         }
     }
 }
@@ -150,7 +155,11 @@ impl Thresholds {
                 format!("`{field}` can only be set in a ClusterTrustThreshold; remove it");
             Loosening { field, message }
         });
-        low.chain(high).chain(other).collect()
+        let lifted = (base.suspended && !self.suspended).then(|| Loosening {
+            field: "suspended",
+            message: "`suspended` is false, and the cluster's is true; it holds for every namespace, so remove it here or lift it there".into(),
+        });
+        low.chain(high).chain(other).chain(lifted).collect()
     }
 
     /// Checks the bounds that the schema states, for values that did not pass a schema.

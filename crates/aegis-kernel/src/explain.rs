@@ -155,7 +155,7 @@ fn would_allow(
             vec!["an AgentIdentity whose selector matches the caller".into()]
         }
         (Verdict::Deny, Reason::AgentQuarantined) => {
-            vec!["a human who lifts the quarantine: `aegis agents release` where a human set it, `aegis trust adjust` where the trust has fallen so low".into()]
+            vec!["a human who lifts the quarantine: `aegis agents release` where it was set by hand, `suspended: false` where the AgentIdentity or a threshold says so, `aegis trust adjust` where the trust has fallen so low".into()]
         }
         (Verdict::Deny, reason) => {
             vec![format!("nothing that a policy could change: {}", reason.sentence())]

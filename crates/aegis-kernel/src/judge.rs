@@ -171,7 +171,7 @@ fn refused_outright(
     if principal.not_after <= now {
         return Some(Reason::IdentityExpired);
     }
-    if critical || state.quarantined.contains(&principal.id) {
+    if critical || state.is_stopped(&principal.id) {
         return Some(Reason::AgentQuarantined);
     }
     let stale = state.confirmed_at.is_some_and(|confirmed| {

@@ -15,10 +15,22 @@ pub struct State {
     pub revoked: HashSet<AgentId>,
     /// Who is quarantined by hand; the trust book quarantines besides.
     pub quarantined: HashSet<AgentId>,
+    /// Whom the configuration suspends, one by one; `thresholds` suspend namespaces and everybody.
+    pub suspended: HashSet<AgentId>,
     /// The thresholds.
     pub thresholds: Thresholding,
     /// When this was last known to be current; `None` means it is by construction.
     pub confirmed_at: Option<Timestamp>,
+}
+
+impl State {
+    /// Whether an agent is stopped: by hand, or by the configuration, alone or with others.
+    #[must_use]
+    pub fn is_stopped(&self, agent: &AgentId) -> bool {
+        self.quarantined.contains(agent)
+            || self.suspended.contains(agent)
+            || self.thresholds.of(agent.namespace()).suspended
+    }
 }
 
 /// The thresholds of the whole, and of namespaces that tighten them.
@@ -50,6 +62,7 @@ impl Thresholding {
             approval_ttl_secs: base.approval_ttl_secs.min(own.approval_ttl_secs),
             critical_score: base.critical_score.max(own.critical_score),
             critical_confidence: base.critical_confidence.min(own.critical_confidence),
+            suspended: base.suspended || own.suspended,
             // Weights and the fold's parameters are the whole's: no single direction is stricter.
             ..base.clone()
         };
@@ -86,6 +99,18 @@ mod tests {
         assert_eq!(thresholding.of(Some("shop")).t_min.get(), 950);
         assert_eq!(thresholding.of(Some("shop")).file_limit, 3);
         assert_eq!(thresholding.of(Some("other")).file_limit, 10);
+    }
+
+    #[test]
+    fn a_suspension_is_not_lifted_below() {
+        let suspended = Thresholds { suspended: true, ..Thresholds::default() };
+        let mut thresholding = Thresholding::default();
+        thresholding.tighten("shop", &suspended);
+        thresholding.tighten("shop", &Thresholds::default());
+        assert!(thresholding.of(Some("shop")).suspended && !thresholding.of(None).suspended);
+        let mut thresholding = Thresholding::new(suspended);
+        thresholding.tighten("shop", &Thresholds::default());
+        assert!(thresholding.of(Some("shop")).suspended);
     }
 
     /// What an author is told to be looser is what does not count, field by field.

@@ -26,6 +26,9 @@ pub struct AgentIdentitySpec {
     #[serde(default = "default_ttl", rename = "svidTTLSeconds")]
     #[schemars(range(min = 60, max = 86_400))]
     pub svid_ttl_seconds: u32,
+    /// The kill switch of one agent: every action of it is denied while this is true. Default false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub suspended: bool,
 }
 
 /// How a process proves that it is an agent. Every selector that is given must match; of several

@@ -17,9 +17,10 @@ use tokio_util::sync::CancellationToken;
 use super::{Content, Publisher};
 use crate::{
     book::Book,
+    mesh::Revoked,
     metrics::Metrics,
     object::{Kind, Stored},
-    reconcile::{PolicyObject, counting, of_cluster, tightened},
+    reconcile::{PolicyObject, base, of_cluster, tightened},
 };
 
 /// How long to wait for the rest of a change, such as of `kubectl apply` with several objects.
@@ -48,6 +49,8 @@ pub struct Sources {
     pub book: Arc<Book>,
     /// The agents' trust domain.
     pub trust_domain: TrustDomain,
+    /// Whom the CA has revoked.
+    pub revoked: watch::Receiver<Revoked>,
 }
 
 /// Publishes whatever comes into force, until `stop`.
@@ -59,13 +62,22 @@ pub async fn keep_publishing(
     metrics: Metrics,
     stop: CancellationToken,
 ) {
-    // Half a state would remove protection.
-    tokio::select! {
-        () = stop.cancelled() => return,
-        complete = listed.wait_for(|count| *count >= KINDS) => if complete.is_err() { return },
+    let mut revoked = sources.revoked.clone();
+    // Half a state would remove protection: of what is listed, and of who is revoked.
+    let whole = async {
+        listed.wait_for(|count| *count >= KINDS).await.is_ok()
+            && revoked.wait_for(Option::is_some).await.is_ok()
+    };
+    let whole = tokio::select! {
+        () = stop.cancelled() => false,
+        whole = whole => whole,
+    };
+    if !whole {
+        return;
     }
     loop {
         changes.mark_unchanged();
+        revoked.mark_unchanged();
         let (composing, compose_from) = (publisher.clone(), sources.clone());
         let composed = tokio::task::spawn_blocking(move || {
             compose(&compose_from).map(|content| composing.publish(term, content))
@@ -91,14 +103,13 @@ pub async fn keep_publishing(
         };
         let serial = i64::try_from(publisher.serial()).unwrap_or(i64::MAX);
         metrics.distribution.with_label_values(&["serial"]).set(serial);
-        let followers = i64::try_from(publisher.followers()).unwrap_or(i64::MAX);
-        metrics.distribution.with_label_values(&["sidecars"]).set(followers);
         tokio::select! {
             () = stop.cancelled() => return,
             changed = changes.changed() => match changed {
                 Ok(()) => tokio::time::sleep(SETTLE).await,
                 Err(_) => return,
             },
+            Ok(()) = revoked.changed() => {}
             () = tokio::time::sleep(RETRY), if failed => {}
         }
     }
@@ -120,9 +131,7 @@ pub fn compose(sources: &Sources) -> Result<Content, String> {
     let mut content =
         Content::with_policies(&compiled.bundle).map_err(|error| error.to_string())?;
     let all = sources.cluster_thresholds.state();
-    content.thresholds = counting(&all)
-        .and_then(|one| one.spec.as_ref().ok().map(|spec| spec.0.clone()))
-        .unwrap_or_default();
+    content.thresholds = base(&all);
     for own in ordered(&sources.thresholds) {
         let Ok(spec) = &own.spec else { continue };
         let earlier = content.tightened.iter_mut().find(|one| one.namespace == own.namespace());
@@ -144,6 +153,9 @@ pub fn compose(sources: &Sources) -> Result<Content, String> {
             identity.name(),
         );
         if let (Ok(id), Ok(())) = (id, spec.validate()) {
+            if spec.suspended {
+                content.quarantined.push(id.clone());
+            }
             content.agents.push(Registered {
                 id,
                 sponsor: spec.sponsor.clone(),
@@ -162,6 +174,8 @@ pub fn compose(sources: &Sources) -> Result<Content, String> {
             spec: to_raw_value(spec).map_err(|error| error.to_string())?,
         });
     }
+    let revoked = sources.revoked.borrow().clone();
+    content.revoked = revoked.iter().flat_map(|all| all.iter().cloned()).collect();
     Ok(content)
 }
 

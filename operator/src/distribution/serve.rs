@@ -1,27 +1,93 @@
-//! Serves the distribution over mutual TLS: who has no SVID of this trust domain gets nothing.
+//! Serves the distribution over mutual TLS: who has no SVID of this trust domain gets nothing, and a
+//! stream ends with its follower's SVID.
 
-use std::time::Duration;
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use aegis_mesh::serve_tls;
-use rustls::ServerConfig;
-use tokio::net::TcpListener;
+use aegis_identity::{PeerRule, Revocations, SvidSource, TlsError, tls::server_config};
+use aegis_mesh::{Peers, serve_tls};
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use super::Publisher;
+use crate::mesh::Member;
 
 /// How long streams may take to end once a stop is asked for.
 const DRAIN: Duration = Duration::from_secs(2);
+/// The wait after a failure.
+const RETRY: Duration = Duration::from_secs(5);
 
-/// Serves until `stop`. `config` is that of `aegis_identity::tls::server_config`: it checks the
-/// peer's SVID in the handshake.
+/// Serves agents of the source's trust domain until `stop`.
+///
+/// # Errors
+/// When TLS cannot be configured.
 pub async fn serve(
     listener: TcpListener,
-    mut config: ServerConfig,
+    source: &Arc<SvidSource>,
+    revocations: watch::Receiver<Arc<Revocations>>,
+    publisher: Publisher,
+    stop: CancellationToken,
+) -> Result<(), TlsError> {
+    let agents = PeerRule::agents_of(source.bundle().trust_domain().clone());
+    let mut config = server_config(source, revocations.clone(), agents)?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let peers = Peers { revocations, clock: source.clock() };
+    let routes = Routes::new(publisher.service(stop.clone())).prepare();
+    serve_tls(listener, config, Some(peers), routes, DRAIN, stop).await;
+    Ok(())
+}
+
+/// The leader's part: listens as soon as the operator is somebody in the mesh, until `stop`.
+pub async fn keep_serving(
+    address: SocketAddr,
+    mut members: watch::Receiver<Option<Member>>,
     publisher: Publisher,
     stop: CancellationToken,
 ) {
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let routes = Routes::new(publisher.service(stop.clone())).prepare();
-    serve_tls(listener, config, None, routes, DRAIN, stop).await;
+    loop {
+        let member = tokio::select! {
+            () = stop.cancelled() => return,
+            member = members.wait_for(Option::is_some) => match member {
+                Ok(member) => member.clone(),
+                Err(_) => return,
+            },
+        };
+        let Some(member) = member else { return };
+        members.mark_unchanged();
+        let ending = stop.child_token();
+        let mut serving =
+            std::pin::pin!(bound(address, &member, publisher.clone(), ending.clone()));
+        let ended = tokio::select! {
+            ended = &mut serving => ended,
+            // Another SVID of another CA: whoever believes the new roots only would not believe the old.
+            Ok(()) = members.changed() => {
+                ending.cancel();
+                serving.await
+            }
+        };
+        if let Err(message) = ended {
+            tracing::error!(message, "sidecars are told nothing; trying again");
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(RETRY) => {}
+            }
+        }
+    }
+}
+
+async fn bound(
+    address: SocketAddr,
+    member: &Member,
+    publisher: Publisher,
+    stop: CancellationToken,
+) -> Result<(), String> {
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        format!(
+            "cannot listen on {address} for sidecars ({error}); choose another with --distribution"
+        )
+    })?;
+    tracing::info!(%address, "sidecars are told what to enforce");
+    let revocations = member.authority.revocations();
+    let serving = serve(listener, &member.source, revocations, publisher, stop);
+    serving.await.map_err(|error| error.to_string())
 }

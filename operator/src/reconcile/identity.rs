@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
-use aegis_core::TrustDomain;
+use aegis_core::{AgentId, TrustDomain};
 use aegis_resources::{AgentIdentitySpec, kinds::AgentIdentity, status::IdentityStatus};
+
+use tokio::sync::watch;
 
 use crate::{
     clock,
     controller::{Reconcile, ReconcileError, Shared},
+    mesh::Revoked,
     object::Stored,
     status::{Finding, conclude},
 };
@@ -17,6 +20,8 @@ use crate::{
 pub struct Identities {
     /// The trust domain.
     pub trust_domain: TrustDomain,
+    /// Whom the CA has revoked.
+    pub revoked: watch::Receiver<Revoked>,
     /// What controllers share.
     pub shared: Shared,
 }
@@ -34,10 +39,9 @@ impl Reconcile for Identities {
         let spec = object.spec.as_ref().map(|spec| &spec.0).map_err(Clone::clone);
         let finding = match spec.and_then(|spec| self.check(&object, spec)) {
             Ok(id) => {
-                let message =
-                    format!("pods of service account `{}` can be {id}", self.account(&object));
-                status.spiffe_id = Some(id);
-                Finding::yes("Ready", "Registered", message)
+                let finding = self.standing(&object, &id);
+                status.spiffe_id = Some(id.spiffe_id().clone());
+                finding
             }
             Err(message) => {
                 status.spiffe_id = None;
@@ -50,6 +54,23 @@ impl Reconcile for Identities {
 }
 
 impl Identities {
+    /// How somebody who is registered stands.
+    fn standing(&self, object: &Stored<AgentIdentity>, id: &AgentId) -> Finding {
+        let revoked = self.revoked.borrow().as_ref().is_some_and(|all| all.contains(id));
+        if revoked {
+            let message =
+                format!("the CA has revoked {id}: nobody gets it, or is believed to be it");
+            return Finding::no("Ready", "Revoked", message);
+        }
+        if object.spec.as_ref().is_ok_and(|spec| spec.0.suspended) {
+            let message = format!("`spec.suspended` is true: every action of {id} is denied");
+            return Finding::no("Ready", "Suspended", message);
+        }
+        let account = self.account(object);
+        let message = format!("pods of service account `{account}` can be {id}");
+        Finding::yes("Ready", "Registered", message)
+    }
+
     fn account<'a>(&self, object: &'a Stored<AgentIdentity>) -> &'a str {
         object.spec.as_ref().map_or("", |spec| spec.0.service_account.as_str())
     }
@@ -58,14 +79,13 @@ impl Identities {
         &self,
         object: &Stored<AgentIdentity>,
         spec: &AgentIdentitySpec,
-    ) -> Result<aegis_core::SpiffeId, String> {
+    ) -> Result<AgentId, String> {
         spec.validate()?;
         if spec.selector.kubernetes.is_none() {
             return Err("no pod can be this agent; add `spec.selector.kubernetes`".into());
         }
         self.trust_domain
             .agent(object.namespace(), &spec.service_account, object.name())
-            .map(|id| id.spiffe_id().clone())
             .map_err(|error| error.to_string())
     }
 }

@@ -30,6 +30,15 @@ pub fn counting(
     })
 }
 
+/// The thresholds of the cluster. `suspended` counts in each of them: a kill switch is not lost by
+/// standing in the wrong object.
+#[must_use]
+pub fn base(all: &[Arc<Stored<ClusterTrustThreshold>>]) -> Thresholds {
+    let first = counting(all).and_then(|one| one.spec.as_ref().ok());
+    let suspended = all.iter().any(|one| one.spec.as_ref().is_ok_and(|spec| spec.0.suspended));
+    Thresholds { suspended, ..first.map(|spec| spec.0.clone()).unwrap_or_default() }
+}
+
 /// Reconciles the cluster's thresholds.
 #[derive(Debug)]
 pub struct ClusterThresholds {
@@ -52,13 +61,18 @@ impl Reconcile for ClusterThresholds {
         let all = self.all.state();
         let first = counting(&all).map(|one| one.name());
         let problem = object.spec.as_ref().map_err(Clone::clone).and_then(|spec| spec.0.validate());
+        let suspends = object.spec.as_ref().is_ok_and(|spec| spec.0.suspended);
         let finding = match (problem, first) {
             (Err(message), _) => Finding::no("Ready", "Invalid", message),
-            (Ok(()), Some(first)) if first != object.name() => Finding::no(
-                "Ready",
-                "Ignored",
-                format!("`{first}` is older and counts; change that one, or remove it"),
-            ),
+            (Ok(()), Some(first)) if first != object.name() => {
+                let but = if suspends { "; every agent is suspended all the same" } else { "" };
+                let message =
+                    format!("`{first}` is older and counts; change that one, or remove it{but}");
+                Finding::no("Ready", "Ignored", message)
+            }
+            (Ok(()), _) if suspends => {
+                Finding::yes("Ready", "Suspends", "every action of every agent is denied")
+            }
             (Ok(()), _) => Finding::yes("Ready", "InForce", "these are the cluster's thresholds"),
         };
         conclude(&mut status.common, object.generation(), vec![finding], clock::now());
@@ -86,12 +100,9 @@ impl Reconcile for NamespaceThresholds {
         self.shared.touch();
         let mut status = object.status.clone().unwrap_or_default();
         let all = self.cluster.state();
-        let base = counting(&all)
-            .and_then(|one| one.spec.as_ref().ok().map(|spec| spec.0.clone()))
-            .unwrap_or_default();
         let finding = match &object.spec {
             Err(message) => Finding::no("Ready", "Invalid", message.clone()),
-            Ok(spec) => judge(&spec.0, &base),
+            Ok(spec) => judge(&spec.0, &base(&all)),
         };
         conclude(&mut status.common, object.generation(), vec![finding], clock::now());
         Ok(status)
@@ -117,6 +128,10 @@ fn judge(own: &WrittenThresholds, base: &Thresholds) -> Finding {
         return Finding::no("Ready", "Invalid", message);
     }
     let loosened = merged.loosenings(base);
+    if loosened.is_empty() && merged.suspended {
+        let message = "every action of every agent of this namespace is denied";
+        return Finding::yes("Ready", "Suspends", message);
+    }
     if loosened.is_empty() {
         return Finding::yes("Ready", "InForce", "what it says holds in this namespace");
     }
@@ -169,5 +184,21 @@ mod tests {
             cluster("oldest-and-broken", "2025-01-01T00:00:00Z", json!({ "tMin": 0 })),
         ];
         assert_eq!(counting(&all).unwrap().name(), "old");
+    }
+
+    #[test]
+    fn a_suspension_counts_wherever_it_stands() {
+        let mut all = vec![cluster("old", "2026-01-01T00:00:00Z", json!({ "tMin": 990 }))];
+        assert!(!base(&all).suspended);
+        all.push(cluster("new", "2026-02-01T00:00:00Z", json!({ "suspended": true })));
+        let base = base(&all);
+        assert_eq!((base.suspended, base.t_min.get()), (true, 990));
+        // No namespace lifts it, and each may suspend itself.
+        let own = serde_json::from_value(json!({ "suspended": false })).unwrap();
+        assert!(tightened(&own, &base).suspended);
+        assert_eq!(judge(&own, &base).reason, "Loosens");
+        let own = serde_json::from_value(json!({ "suspended": true })).unwrap();
+        assert!(tightened(&own, &Thresholds::default()).suspended);
+        assert_eq!(judge(&own, &Thresholds::default()).reason, "Suspends");
     }
 }

@@ -8,6 +8,13 @@
     reason = "what sets a test up may end it; the exemption of tests does not reach these functions"
 )]
 
+#[path = "../it/authority.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
+mod authority;
 mod fixture;
+#[path = "../it/follower.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
+mod follower;
+mod mesh;
 mod operator;
 mod schema;

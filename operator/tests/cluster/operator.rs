@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use aegis_operator::run::{Operator, Options};
+use aegis_operator::{options::Options, run::Operator};
 use clap::Parser as _;
 use k8s_openapi::api::{coordination::v1::Lease, events::v1::Event};
 use kube::{Api, Client, api::ListParams};
@@ -12,23 +12,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::fixture::{PATIENCE, apply, cluster, condition, eventually, namespace, objects};
 
-struct Running {
+pub(crate) struct Running {
     admin: std::net::SocketAddr,
-    publisher: aegis_operator::distribution::Publisher,
+    pub(crate) publisher: aegis_operator::distribution::Publisher,
     stop: CancellationToken,
     ended: JoinHandle<anyhow::Result<()>>,
 }
 
 async fn start(client: &Client, namespace: &str) -> Running {
-    let options = Options::parse_from([
-        "aegis-operator",
-        "--trust-domain",
-        "acme.example",
-        "--namespace",
-        namespace,
-        "--admin",
-        "127.0.0.1:0",
-    ]);
+    start_with(client, namespace, &[]).await
+}
+
+pub(crate) async fn start_with(client: &Client, namespace: &str, more: &[String]) -> Running {
+    let flags = ["aegis-operator", "--trust-domain", "acme.example", "--admin", "127.0.0.1:0"];
+    let flags = flags.into_iter().chain(["--namespace", namespace]);
+    let options = Options::parse_from(flags.chain(more.iter().map(String::as_str)));
     let operator = Operator::build(options, client.clone()).await.unwrap();
     let (admin, publisher) = (operator.admin_address().unwrap(), operator.publisher().clone());
     let stop = CancellationToken::new();
@@ -37,19 +35,34 @@ async fn start(client: &Client, namespace: &str) -> Running {
 }
 
 impl Running {
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         self.stop.cancel();
         tokio::time::timeout(PATIENCE, self.ended).await.unwrap().unwrap().unwrap();
     }
 
-    /// The value of a metric's line.
-    async fn metric(&self, line: &str) -> f64 {
+    /// What the admin port answers, with its head.
+    pub(crate) async fn asked(&self, path: &str) -> String {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let mut stream = tokio::net::TcpStream::connect(self.admin).await.unwrap();
-        let request = "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    /// Waits for the value of a metric's line.
+    pub(crate) async fn until(&self, line: &str, wanted: f64) {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while (self.metric(line).await - wanted).abs() > f64::EPSILON {
+            assert!(tokio::time::Instant::now() < deadline, "{line} is not {wanted}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The value of a metric's line.
+    pub(crate) async fn metric(&self, line: &str) -> f64 {
+        let text = self.asked("/metrics").await;
         let found = text.lines().find_map(|one| one.strip_prefix(line));
         found.map_or(0.0, |value| value.trim().parse().unwrap())
     }

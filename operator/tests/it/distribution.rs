@@ -1,40 +1,30 @@
 //! From the operator's signature to a sidecar, over mutual TLS.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
-use aegis_api::distribution::{Followed, Statement, Verifier, follow};
-use aegis_core::{TrustDomain, thresholds::Thresholds};
-use aegis_identity::{
-    Revocations,
-    source::SvidSource,
-    tls::{PeerRule, client_config, server_config},
-};
-use aegis_operator::{
-    clock,
-    distribution::{Content, Publisher, serve},
-};
+use aegis_api::distribution::Verifier;
+use aegis_core::thresholds::Thresholds;
+use aegis_identity::{Revocations, source::SvidSource};
+use aegis_operator::distribution::{Content, Publisher, serve};
 use ed25519_dalek::SigningKey;
-use hyper_util::rt::TokioIo;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{mpsc, watch},
+    sync::watch,
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
 
-use crate::authority::Authority;
+use crate::{
+    authority::Authority,
+    follower::{Heard, OPERATOR, PATIENCE, SIDECAR, Sidecar, nothing_revoked, to},
+};
 
-const OPERATOR: &str = "spiffe://acme.example/ns/aegis-system/sa/operator/agent/operator";
-const SIDECAR: &str = "spiffe://acme.example/ns/shop/sa/bot/agent/buyer";
-const PATIENCE: Duration = Duration::from_secs(20);
-
-fn domain() -> TrustDomain {
-    "acme.example".parse().unwrap()
+pub(crate) fn key() -> SigningKey {
+    SigningKey::from_bytes(&[7; 32])
 }
 
-fn key() -> SigningKey {
-    SigningKey::from_bytes(&[7; 32])
+pub(crate) fn verifier() -> Verifier {
+    Verifier::new(vec![key().verifying_key()])
 }
 
 fn content(t_min: u16) -> Content {
@@ -43,108 +33,29 @@ fn content(t_min: u16) -> Content {
     Content { thresholds, ..Content::default() }
 }
 
-fn nothing_revoked() -> watch::Receiver<Arc<Revocations>> {
-    // The sender lives as long as the test.
-    Box::leak(Box::new(watch::channel(Arc::default()).0)).subscribe()
-}
-
 async fn started(
     publisher: &Publisher,
     source: &Arc<SvidSource>,
     address: SocketAddr,
     stop: &CancellationToken,
 ) -> (SocketAddr, JoinHandle<()>) {
-    let config = server_config(source, nothing_revoked(), PeerRule::agents_of(domain())).unwrap();
+    started_with(publisher, source, nothing_revoked(), address, stop).await
+}
+
+async fn started_with(
+    publisher: &Publisher,
+    source: &Arc<SvidSource>,
+    revocations: watch::Receiver<Arc<Revocations>>,
+    address: SocketAddr,
+    stop: &CancellationToken,
+) -> (SocketAddr, JoinHandle<()>) {
     let listener = TcpListener::bind(address).await.unwrap();
     let address = listener.local_addr().unwrap();
-    (address, tokio::spawn(serve(listener, config, publisher.clone(), stop.clone())))
-}
-
-/// A channel to the operator that shows the source's SVID, and connects anew by itself.
-fn channel(address: SocketAddr, source: &Arc<SvidSource>) -> Channel {
-    let rule = PeerRule::exactly(OPERATOR.parse().unwrap());
-    let mut config = client_config(source, nothing_revoked(), rule).unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    let connect = tower::service_fn(move |_: http::Uri| {
-        let connector = connector.clone();
-        async move {
-            let stream = TcpStream::connect(address).await?;
-            let name = "operator".try_into().map_err(std::io::Error::other)?;
-            Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, stream).await?))
-        }
+    let (source, publisher, stop) = (Arc::clone(source), publisher.clone(), stop.clone());
+    let serving = tokio::spawn(async move {
+        serve(listener, &source, revocations, publisher, stop).await.unwrap();
     });
-    Endpoint::from_static("http://operator").connect_with_connector_lazy(connect)
-}
-
-enum Heard {
-    State(u64, u16),
-    Confirmed,
-    Lost(String),
-}
-
-struct Ear(mpsc::UnboundedSender<Heard>);
-
-impl Followed for Ear {
-    fn put(&mut self, statement: &Statement) -> Result<(), String> {
-        let heard = match statement {
-            Statement::State(state) => Heard::State(state.serial, state.thresholds.t_min.get()),
-            Statement::Confirmation(_) => Heard::Confirmed,
-        };
-        self.0.send(heard).map_err(|error| error.to_string())
-    }
-
-    fn lost(&mut self, why: &str) {
-        let _ = self.0.send(Heard::Lost(why.to_owned()));
-    }
-}
-
-struct Sidecar {
-    heard: mpsc::UnboundedReceiver<Heard>,
-    stop: CancellationToken,
-    following: JoinHandle<Verifier>,
-}
-
-impl Sidecar {
-    fn follow(channel: Channel, verifier: Verifier) -> Self {
-        let (tell, heard) = mpsc::unbounded_channel();
-        let stop = CancellationToken::new();
-        let stopping = stop.clone();
-        let following = tokio::spawn(async move {
-            follow(channel, verifier, clock::now, &mut Ear(tell), stopping).await
-        });
-        Self { heard, stop, following }
-    }
-
-    async fn next(&mut self) -> Heard {
-        tokio::time::timeout(PATIENCE, self.heard.recv()).await.unwrap().unwrap()
-    }
-
-    /// The next state, whatever comes before.
-    async fn state(&mut self) -> (u64, u16) {
-        loop {
-            if let Heard::State(serial, t_min) = self.next().await {
-                return (serial, t_min);
-            }
-        }
-    }
-
-    async fn lost(&mut self) -> String {
-        loop {
-            if let Heard::Lost(why) = self.next().await {
-                return why;
-            }
-        }
-    }
-
-    async fn end(self) -> Verifier {
-        self.stop.cancel();
-        self.following.await.unwrap()
-    }
-}
-
-fn verifier() -> Verifier {
-    Verifier::new(vec![key().verifying_key()])
+    (address, serving)
 }
 
 fn anywhere() -> SocketAddr {
@@ -158,7 +69,7 @@ async fn a_sidecar_follows_and_outlives_the_operator() {
     let publisher = Publisher::new(key());
     let stop = CancellationToken::new();
     let (address, serving) = started(&publisher, &operator, anywhere(), &stop).await;
-    let mut sidecar = Sidecar::follow(channel(address, &sidecar), verifier());
+    let mut sidecar = Sidecar::follow(to(address, &sidecar), verifier());
     // An operator that does not lead says nothing.
     assert!(sidecar.lost().await.contains("does not lead"));
     assert!(publisher.publish(1, content(900)));
@@ -194,11 +105,11 @@ async fn what_is_in_force_is_confirmed_and_nothing_older_is_taken() {
     publisher.publish(2, content(950));
     let stop = CancellationToken::new();
     let (address, serving) = started(&publisher, &operator, anywhere(), &stop).await;
-    let mut sidecar = Sidecar::follow(channel(address, &source), verifier());
+    let mut sidecar = Sidecar::follow(to(address, &source), verifier());
     sidecar.state().await;
     let knows = sidecar.end().await;
     // Connecting again with the newest state brings a confirmation, not the state.
-    let mut again = Sidecar::follow(channel(address, &source), knows.clone());
+    let mut again = Sidecar::follow(to(address, &source), knows.clone());
     assert!(matches!(again.next().await, Heard::Confirmed));
     again.end().await;
     stop.cancel();
@@ -208,12 +119,29 @@ async fn what_is_in_force_is_confirmed_and_nothing_older_is_taken() {
     old.publish(1, content(1));
     let stop = CancellationToken::new();
     let (address, serving) = started(&old, &operator, anywhere(), &stop).await;
-    let mut sidecar = Sidecar::follow(channel(address, &source), knows.clone());
+    let mut sidecar = Sidecar::follow(to(address, &source), knows.clone());
     let why = sidecar.lost().await;
     assert!(why.contains("an older state is never taken"), "{why}");
     assert_eq!(sidecar.end().await.serial(), knows.serial());
     stop.cancel();
     serving.await.unwrap();
+}
+
+/// The TLS of somebody who has no SVID, as far as reading an answer.
+async fn without_svid(authority: &Authority, address: SocketAddr) -> std::io::Result<usize> {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let rule = aegis_identity::PeerRule::exactly(OPERATOR.parse().unwrap());
+    let bundle = watch::channel(authority.bundle()).1;
+    let clock = aegis_identity::system_clock();
+    let mut config =
+        aegis_identity::tls::anonymous_client_config(bundle, nothing_revoked(), rule, clock)
+            .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let stream = TcpStream::connect(address).await?;
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let mut stream = connector.connect("aegis".try_into().unwrap(), stream).await?;
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await?;
+    tokio::time::timeout(PATIENCE, stream.read(&mut [0; 64])).await.unwrap()
 }
 
 #[tokio::test]
@@ -225,20 +153,54 @@ async fn strangers_get_nothing_and_impostors_are_not_believed() {
     let stop = CancellationToken::new();
     let (address, serving) = started(&publisher, &operator, anywhere(), &stop).await;
     // An SVID of another CA.
-    let mut stranger = Sidecar::follow(channel(address, &other.source(SIDECAR).await), verifier());
+    let mut stranger = Sidecar::follow(to(address, &other.source(SIDECAR).await), verifier());
     stranger.lost().await;
     stranger.end().await;
+    // Nobody at all.
+    assert!(without_svid(&authority, address).await.is_err());
+    // One of Aegis' own components is no agent.
+    let ledger = authority.source("spiffe://acme.example/aegis/ledger").await;
+    let mut ledger = Sidecar::follow(to(address, &ledger), verifier());
+    ledger.lost().await;
+    ledger.end().await;
     // The application's own SVID is no sidecar's.
     let workload = authority.source(&format!("{SIDECAR}/workload")).await;
-    let mut workload = Sidecar::follow(channel(address, &workload), verifier());
+    let mut workload = Sidecar::follow(to(address, &workload), verifier());
     workload.lost().await;
     workload.end().await;
     // A signature by another key.
     let sidecar = authority.source(SIDECAR).await;
     let another = SigningKey::from_bytes(&[8; 32]).verifying_key();
-    let mut sidecar = Sidecar::follow(channel(address, &sidecar), Verifier::new(vec![another]));
+    let mut sidecar = Sidecar::follow(to(address, &sidecar), Verifier::new(vec![another]));
     assert!(sidecar.lost().await.contains("not signed by the operator"));
     assert_eq!(sidecar.end().await.serial(), 0);
+    stop.cancel();
+    serving.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_is_cut_when_its_follower_is_revoked() {
+    let authority = Authority::new();
+    let (operator, source) = (authority.source(OPERATOR).await, authority.source(SIDECAR).await);
+    let publisher = Publisher::new(key());
+    publisher.publish(1, content(900));
+    let stop = CancellationToken::new();
+    let (revoked, revocations) = watch::channel(Arc::new(Revocations::default()));
+    let (address, serving) =
+        started_with(&publisher, &operator, revocations, anywhere(), &stop).await;
+    let mut sidecar = Sidecar::follow(to(address, &source), verifier());
+    sidecar.state().await;
+    let ids = [SIDECAR.parse().unwrap()].into();
+    revoked.send_replace(Arc::new(Revocations { ids, ..Revocations::default() }));
+    sidecar.lost().await;
+    // Nor is it let in again.
+    let mut again = Sidecar::follow(to(address, &source), verifier());
+    again.lost().await;
+    assert_eq!(again.end().await.serial(), 0);
+    // Another agent is none the worse for it.
+    let other = authority.source("spiffe://acme.example/ns/shop/sa/bot/agent/seller").await;
+    let mut other = Sidecar::follow(to(address, &other), verifier());
+    other.state().await;
     stop.cancel();
     serving.await.unwrap();
 }

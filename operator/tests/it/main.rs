@@ -8,4 +8,6 @@
 
 mod authority;
 mod distribution;
+mod follower;
 mod inject;
+mod mesh;

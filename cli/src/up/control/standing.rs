@@ -32,7 +32,7 @@ pub(super) async fn read_status(daemon: &Daemon) -> Result<Status, Failure> {
             id: id.clone(),
             sponsor: registration.sponsor.to_string(),
             trust: trust.score().get(),
-            quarantined: state.quarantined.contains(id) || trust.is_critical(thresholds),
+            quarantined: state.is_stopped(id) || trust.is_critical(thresholds),
             revoked: state.revoked.contains(id),
         }
     });

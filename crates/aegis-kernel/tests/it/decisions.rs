@@ -72,9 +72,12 @@ async fn identity_comes_before_policy() {
     domain.principal.not_after = crate::domain::START;
     assert_eq!(reason(&domain, call("add")).await, Reason::IdentityExpired);
     domain.principal = principal("one");
+    let suspended = Thresholding::new(Thresholds { suspended: true, ..Thresholds::default() });
     for (change, expected) in [
         (State { revoked: [agent("one")].into(), ..state() }, Reason::IdentityRevoked),
         (State { quarantined: [agent("one")].into(), ..state() }, Reason::AgentQuarantined),
+        (State { suspended: [agent("one")].into(), ..state() }, Reason::AgentQuarantined),
+        (State { thresholds: suspended, ..state() }, Reason::AgentQuarantined),
     ] {
         domain.kernel.update_with(|state| *state = change.clone()).await.unwrap();
         assert_eq!(reason(&domain, call("add")).await, expected);
