@@ -144,7 +144,9 @@ mod tests {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut certificates: Vec<CertificateDer<'static>> = Vec::new();
         for name in ["a", "a-longer-name-so-that-lines-end-elsewhere"] {
-            let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+            let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
             certificates.push(params.self_signed(&key).unwrap().der().clone());
         }
         let domain = "acme.example".parse().unwrap();
