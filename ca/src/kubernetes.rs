@@ -7,14 +7,22 @@
 
 pub mod api;
 pub mod attest;
+pub mod bundle;
+pub mod health;
 pub mod identities;
+pub mod journals;
 pub mod metrics;
+pub mod run;
 pub mod service;
 pub mod store;
+pub mod watch;
 
 pub use api::{ApiServer, Cluster, LookupError};
 pub use attest::{Attested, Refused, TokenAttestor};
+pub use health::Health;
 pub use identities::{Identities, Known};
+pub use journals::Journals;
 pub use metrics::Metrics;
+pub use run::{Options, run};
 pub use service::AuthorityService;
 pub use store::SecretStore;

@@ -1,23 +1,45 @@
-//! `aegis-ca`: the CA of one trust domain on its own, with the Workload API on a unix socket.
+//! `aegis-ca`: the CA of one trust domain on its own, with the Workload API on a unix socket, or
+//! with `kubernetes` that of a cluster.
 
 use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use aegis_ca::{
     CaConfig, Directory, IdentityManager, Lifetimes, Registration, Selector, Unrecorded,
-    WorkloadSocket, federation,
+    WorkloadSocket, federation, kubernetes,
 };
 use aegis_core::{AgentId, Digest, Sponsor, TrustDomain};
 use aegis_identity::system_clock;
+use aegis_runtime::LogFormat;
 use anyhow::Context as _;
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
-use tokio::{net::TcpListener, signal::unix::SignalKind};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// Issues identities to the agents of one trust domain.
 #[derive(Parser)]
-#[command(name = "aegis-ca", version)]
-struct Options {
+#[command(
+    name = "aegis-ca",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    machine: Option<Machine>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Issues to the pods of a Kubernetes cluster, by their tokens
+    Kubernetes(kubernetes::Options),
+}
+
+/// On one machine.
+#[derive(Args)]
+struct Machine {
     /// The trust domain, such as acme.example
     #[arg(long, env = "AEGIS_TRUST_DOMAIN")]
     trust_domain: TrustDomain,
@@ -80,16 +102,21 @@ fn read_registrations(path: &PathBuf) -> anyhow::Result<Vec<Registration>> {
     Ok(entries.into_iter().map(Registration::from).collect())
 }
 
-#[tokio::main]
+// Several threads: the state of a cluster's CA is written by whoever changes it, and waits for the
+// API server.
+#[tokio::main(flavor = "multi_thread", worker_threads = 4)]
 async fn main() -> anyhow::Result<()> {
-    tracing_subscriber::fmt()
-        .json()
-        .with_writer(std::io::stderr)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
-        )
-        .init();
-    let options = Options::parse();
+    aegis_runtime::init_logs(LogFormat::Json);
+    let arguments = Arguments::parse();
+    let stop = aegis_runtime::shutdown_signal()?;
+    match (arguments.command, arguments.machine) {
+        (Some(Command::Kubernetes(options)), _) => kubernetes::run(options, stop).await,
+        (None, Some(machine)) => serve_machine(machine, stop).await,
+        (None, None) => anyhow::bail!("say what to do; `aegis-ca --help` tells what there is"),
+    }
+}
+
+async fn serve_machine(options: Machine, stop: CancellationToken) -> anyhow::Result<()> {
     let lifetimes =
         Lifetimes { svid: Duration::from_secs(options.svid_ttl), ..Lifetimes::default() };
     let config = CaConfig { trust_domain: options.trust_domain, lifetimes };
@@ -99,7 +126,6 @@ async fn main() -> anyhow::Result<()> {
 
     let socket = WorkloadSocket::bind(options.socket).await?;
     tracing::info!(endpoint = socket.endpoint(), "serving the Workload API");
-    let stop = CancellationToken::new();
     tokio::spawn(manager.clone().keep_rotating());
     if let Some(address) = options.bundle_address {
         let listener = TcpListener::bind(address)
@@ -112,19 +138,43 @@ async fn main() -> anyhow::Result<()> {
             async move { axum::serve(listener, router).with_graceful_shutdown(stopped).await },
         );
     }
-    stop_on_signal(stop.clone())?;
     socket.serve(manager, stop).await?;
     Ok(())
 }
 
-fn stop_on_signal(stop: CancellationToken) -> anyhow::Result<()> {
-    let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = tokio::signal::ctrl_c() => {}
-        }
-        stop.cancel();
-    });
-    Ok(())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(arguments: &[&str]) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(std::iter::once("aegis-ca").chain(arguments.iter().copied()))
+    }
+
+    #[test]
+    fn one_machine_needs_no_command_and_a_cluster_has_one() {
+        let machine =
+            ["--trust-domain=acme.example", "--directory=/d", "--socket=/s", "--registrations=/r"];
+        let one = parsed(&machine).unwrap();
+        assert!(one.command.is_none());
+        assert_eq!(one.machine.unwrap().svid_ttl, 900);
+        assert!(parsed(&machine[..3]).is_err(), "registrations are missing");
+
+        let chart = [
+            "kubernetes",
+            "--trust-domain=acme.example",
+            "--listen=0.0.0.0:9442",
+            "--admin=0.0.0.0:9491",
+            "--journal=/var/lib/aegis-ca",
+            "--svid-ttl=900",
+            "--ledger=aegis-ledger.aegis-system.svc:9445",
+        ];
+        let Some(Command::Kubernetes(options)) = parsed(&chart).unwrap().command else {
+            panic!("a cluster")
+        };
+        assert_eq!(options.ledger.unwrap(), "aegis-ledger.aegis-system.svc:9445");
+        assert!(parsed(&["kubernetes", "--trust-domain=acme.example"]).is_err(), "no journal");
+        assert!(
+            parsed(&["kubernetes", "--trust-domain=a.b", "--journal=/j", "--svid-ttl=5"]).is_err()
+        );
+    }
 }

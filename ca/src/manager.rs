@@ -14,13 +14,16 @@ use tokio::sync::watch;
 
 use crate::{
     AuthorityInfo, IdentityEvent, IssueError, Kind, Lifetimes, Recorder, RecorderError,
-    Registration, RegistrationError, RevokeError, Revoked, RotateError, Signer, Store, Subject,
-    attest::Registrations, issue::serial_of, registration, revoke::RevocationList,
+    Registration, RegistrationError, RevokeError, Revoked, RotateError, Signer, Store, StoreError,
+    Subject, attest::Registrations, issue::serial_of, registration, revoke::RevocationList,
     rotate::Authorities,
 };
 
 /// How often the authorities are looked at.
 const ROTATION_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How often a change is tried on what another replica has just written.
+const MAX_CONFLICTS: u32 = 5;
 
 /// What a CA is.
 #[derive(Debug, Clone)]
@@ -276,7 +279,7 @@ impl IdentityManager {
     /// # Errors
     /// When it cannot be written to disk (it is not in force then), or not be recorded (it is).
     pub async fn revoke(&self, subject: Subject, reason: &str) -> Result<(), CaError> {
-        self.0.revoked.lock().revoke(subject.clone(), reason, (self.0.clock)())?;
+        self.on_newest(|revoked| revoked.revoke(subject.clone(), reason, (self.0.clock)()))?;
         self.record(&IdentityEvent::Revoked { subject, reason: reason.to_owned() }).await
     }
 
@@ -291,7 +294,25 @@ impl IdentityManager {
         let event =
             IdentityEvent::Reinstated { subject: subject.clone(), reason: reason.to_owned() };
         self.record(&event).await?;
-        Ok(self.0.revoked.lock().reinstate(subject)?)
+        self.on_newest(|revoked| revoked.reinstate(subject))
+    }
+
+    /// Changes the revocations. Where another replica was faster, they are read again first.
+    fn on_newest<T>(
+        &self,
+        mut change: impl FnMut(&mut RevocationList) -> Result<T, RevokeError>,
+    ) -> Result<T, CaError> {
+        let mut tries = 0;
+        loop {
+            let changed = change(&mut self.0.revoked.lock());
+            match changed {
+                Err(RevokeError::Store(StoreError::Conflict(_))) if tries < MAX_CONFLICTS => {
+                    tries += 1;
+                    self.reload()?;
+                }
+                changed => return Ok(changed?),
+            }
+        }
     }
 
     /// All revocations.

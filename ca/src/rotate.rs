@@ -142,6 +142,11 @@ impl Authorities {
     /// Reads again what another replica may have changed, and goes on from there.
     pub(crate) fn reopen(&mut self, now: Timestamp) -> Result<(), RotateError> {
         let (store, domain) = (Arc::clone(&self.store), self.state.trust_domain.clone());
+        // Opening nothing would make new authorities, and end everything that these have signed.
+        if store.read(STATE)?.is_none() {
+            let gone = "the CA's state is gone; what is in memory stays in force: restore it from a backup";
+            return Err(RotateError::Refused(gone.to_owned()));
+        }
         *self = Self::open(store, &domain, self.lifetimes, now)?;
         Ok(())
     }

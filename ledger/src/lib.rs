@@ -18,7 +18,10 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+mod front;
 mod metrics;
+pub mod seed;
+pub mod serve;
 pub mod ship;
 
 /// What the router serves from.
@@ -45,6 +48,17 @@ impl Ledger {
     pub fn of_journal(journal: Journal) -> anyhow::Result<Self> {
         let metrics = Arc::new(metrics::Metrics::new()?);
         Ok(Self { reader: journal.reader().clone(), journal: Some(journal), metrics })
+    }
+
+    /// Where its metrics are registered, for what else the process counts.
+    #[must_use]
+    pub fn registry(&self) -> &prometheus::Registry {
+        self.metrics.registry()
+    }
+
+    /// Whether the log can be read now.
+    pub(crate) async fn answers(&self) -> bool {
+        self.reader.head().await.is_ok()
     }
 
     fn statistics(&self) -> Option<Statistics> {

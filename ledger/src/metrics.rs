@@ -8,6 +8,7 @@ pub(crate) struct Metrics {
     registry: Registry,
     entries: IntGauge,
     signed: IntGauge,
+    writing: IntGauge,
     journal: Journal,
 }
 
@@ -46,6 +47,7 @@ impl Metrics {
                 "aegis_ledger_signed_entries",
                 "Entries that the latest checkpoint covers",
             )?,
+            writing: gauge("aegis_ledger_writing", "Whether this process appends to the log")?,
             journal: Journal {
                 appended: counter(
                     "aegis_ledger_appended_entries_total",
@@ -67,6 +69,10 @@ impl Metrics {
         })
     }
 
+    pub(crate) const fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
     pub(crate) fn render(
         &self,
         entries: u64,
@@ -76,6 +82,7 @@ impl Metrics {
         let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         self.entries.set(number(entries));
         self.signed.set(number(signed));
+        self.writing.set(i64::from(statistics.is_some()));
         if let Some(now) = statistics {
             let journal = &self.journal;
             journal.queued.set(number(now.queued));

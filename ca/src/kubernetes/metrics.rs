@@ -1,11 +1,15 @@
 //! The CA's metrics, `aegis_ca_<noun>_<unit>`, and its refusals by reason. No label comes from the wire.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+};
 
 use aegis_audit::{Draft, Journal, Kind, Outcome};
 use aegis_core::Timestamp;
+use aegis_mesh::ShipCounters;
 use parking_lot::Mutex;
-use prometheus::{Encoder as _, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 
 /// What is counted. Clones count together.
 #[derive(Clone, Debug)]
@@ -18,6 +22,10 @@ pub struct Metrics {
     pub followers: IntGauge,
     /// Identities and certificates that are revoked.
     pub revoked: IntGauge,
+    /// Entries that went to the ledger.
+    sent: IntCounter,
+    /// Whether the ledger answers.
+    connected: IntGauge,
     /// Refusals that are not recorded yet.
     unrecorded: Arc<Mutex<BTreeMap<&'static str, u64>>>,
 }
@@ -37,7 +45,11 @@ impl Metrics {
             let gauge = IntGauge::new(name, help)?;
             registry.register(Box::new(gauge.clone())).map(|()| gauge)
         };
+        let sent = IntCounter::new("aegis_ca_sent_entries_total", "Entries sent to the ledger")?;
+        registry.register(Box::new(sent.clone()))?;
         Ok(Self {
+            sent,
+            connected: gauge("aegis_ca_ledger_connected", "Whether the ledger takes the journal")?,
             issued: counter("aegis_ca_issued_svids_total", "SVIDs issued, by kind", "kind")?,
             refused: counter(
                 "aegis_ca_refused_requests_total",
@@ -74,6 +86,13 @@ impl Metrics {
                 *self.unrecorded.lock().entry(reason).or_default() += count;
             }
         }
+    }
+
+    /// Takes over what was counted about shipping the journal.
+    pub fn shipped(&self, counters: &ShipCounters) {
+        let sent = counters.sent.load(Ordering::Relaxed);
+        self.sent.inc_by(sent.saturating_sub(self.sent.get()));
+        self.connected.set(i64::from(counters.connected.load(Ordering::Relaxed)));
     }
 
     /// The exposition format.

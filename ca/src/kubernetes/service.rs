@@ -141,7 +141,9 @@ impl AuthorityService {
             }
             Attested::Component(name) => {
                 let chain = self.manager.sign_component(&name, &request.request).await;
-                (chain.map_err(|error| self.refused(&error))?, Vec::new())
+                let chain = chain.map_err(|error| self.refused(&error))?;
+                self.metrics.issued.with_label_values(&["x509"]).inc();
+                (chain, Vec::new())
             }
         };
         let der =

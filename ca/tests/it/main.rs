@@ -7,6 +7,7 @@ mod fixture;
 #[cfg(test)]
 mod go_spiffe;
 #[cfg(test)]
+mod journals;
 mod kubernetes;
 #[cfg(test)]
 mod protocol;

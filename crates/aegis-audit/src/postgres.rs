@@ -256,7 +256,8 @@ impl<'a> Arrays<'a> {
     }
 }
 
-async fn connect(url: &str, place: &Location) -> Result<PgConnection, StoreError> {
+/// A connection whose commits are durable.
+pub(crate) async fn connect(url: &str, place: &Location) -> Result<PgConnection, StoreError> {
     let failed = |e: sqlx::Error| StoreError::database(place, &e);
     let options: PgConnectOptions = url.parse().map_err(failed)?;
     let mut conn = PgConnection::connect_with(&options).await.map_err(failed)?;
