@@ -128,7 +128,7 @@ def python_image(scratch, name, *added):
     command = [HERE / "image.py", f"{scratch}/{name}.tar", "--name", f"aegis.dev/e2e/{name}:1", "--entrypoint", entry]
     for one in adds:
         command += ["--add", one]
-    run(*command, "--skip", "test", "--skip", "dist-packages", "--skip", "idlelib", check=True, seconds=300)
+    run(*command, "--skip", "test", "--skip", "dist-packages", "--skip", "site-packages", "--skip", "idlelib", check=True, seconds=300)
     return f"{scratch}/{name}.tar"
 
 
@@ -293,7 +293,7 @@ def shapes():
 
 def start_pods():
     far = pod("far", "plain.py", port=8080, labels={"app": "far"})
-    apply(far, pod("client", "sleep", account="client"), pod("rooted", "sleep", user=0, labels={"app": "client"}))
+    apply(far, pod("client", "sleep", account="client"), pod("rooted", "sleep", user=0, labels={"app": "client"}, account="client"))
     apply(pod("server", "server.py", port=8080, account="server"))
     apply(pod("stranger", "sleep"), pod("target", "plain.py", port=8080), namespace=OUTSIDE)
     for namespace, name in [(NAMESPACE, "client"), (NAMESPACE, "rooted"), (OUTSIDE, "stranger"), (OUTSIDE, "target")]:
