@@ -12,4 +12,6 @@ mod kubernetes;
 #[cfg(test)]
 mod protocol;
 #[cfg(test)]
+mod replicas;
+#[cfg(test)]
 mod workload_api;
