@@ -8,6 +8,7 @@ mod fixture;
 mod go_spiffe;
 #[cfg(test)]
 mod journals;
+#[cfg(test)]
 mod kubernetes;
 #[cfg(test)]
 mod protocol;
