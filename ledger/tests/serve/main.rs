@@ -1,11 +1,5 @@
 //! The ledger of a cluster as a process: who ships to it, who writes, who takes over.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "what sets a test up may end it; the exemption of tests does not reach these functions"
-)]
-
 #[cfg(test)]
 mod ca;
 #[cfg(test)]
