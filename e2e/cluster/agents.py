@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import control_plane
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 NAMESPACE, SYSTEM, OUTSIDE = "shop", "aegis-system", "outside"
@@ -161,13 +163,12 @@ def values(has):
     if not has["sidecar"]:
         named["sidecar"]["repository"] = own["repository"] + "python"
         injection = {"args": ["/app/stand_in.py"]}
-    mesh = has["ca"] and has["sidecar"]
     return {
         "trustDomain": DOMAIN,
         "images": named,
         "injection": injection,
-        "ca": {"enabled": mesh},
-        "ledger": {"enabled": mesh and has["ledger"], "volume": {"size": "1Gi"}},
+        "ca": {"enabled": has["ca"]},
+        "ledger": {"enabled": has["ca"] and has["ledger"], "volume": {"size": "1Gi"}},
         "dashboards": {"enabled": True},
         "test": {"image": "aegis.dev/e2e/curl:1"},
     }
@@ -475,6 +476,8 @@ def main():
             report.check("images of what is built are given to the node", images, has)
         if report.check("helm install of both charts, in a restricted namespace", install, has):
             report.check("helm test", helm_test)
+            if has["ca"] and has["ledger"]:
+                control_plane.check(report)
             report.check("a labelled namespace, identities and a policy", resources)
             report.check("kubectl get, describe and explain tell about them", columns)
             report.check("a policy that does not compile says where, and the last good one stays", broken_policy)

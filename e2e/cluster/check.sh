@@ -130,23 +130,23 @@ chart_of_kinds() {
 }
 
 chart() {
-  local all=trustDomain=acme.example,ca.enabled=true,ledger.enabled=true
-  valid aegis --set trustDomain=acme.example
+  local all=trustDomain=acme.example
+  valid aegis --set "$all"
   kubectl create namespace aegis-system
   # Where pods must be restricted, a Deployment whose pods are not gets a warning.
   kubectl label namespace aegis-system pod-security.kubernetes.io/{enforce,warn}=restricted
-  rendered aegis --set trustDomain=acme.example 2>&1 | tee "$SCRATCH/taken"
-  rendered aegis --set "$all" 2>&1 | tee -a "$SCRATCH/taken"
+  rendered aegis --set "$all" 2>&1 | tee "$SCRATCH/taken"
+  rendered aegis --set "$all",ca.enabled=false,ledger.enabled=false 2>&1 | tee -a "$SCRATCH/taken"
   rendered aegis --set "$all,ledger.postgres.trial=true" 2>&1 | tee -a "$SCRATCH/taken"
   rendered aegis --set "$all" -f charts/aegis/values-ha.yaml \
     --set ledger.postgres.secretName=ledger,dashboards.enabled=true 2>&1 | tee -a "$SCRATCH/taken"
-  rendered aegis --set trustDomain=acme.example,ledger.enabled=true,ledger.mode=read,ledger.postgres.secretName=ledger 2>&1 |
+  rendered aegis --set "$all,ca.enabled=false,ledger.mode=read,ledger.postgres.secretName=ledger" 2>&1 |
     tee -a "$SCRATCH/taken"
   fails grep -i warning "$SCRATCH/taken"
   fails helm template aegis charts/aegis
   fails helm template aegis charts/aegis --set trustDomain=acme.example,unknown=1
   fails helm template aegis charts/aegis --set "$all,ledger.replicas=2"
-  fails helm template aegis charts/aegis --set trustDomain=acme.example,ledger.enabled=true
+  fails helm template aegis charts/aegis --set "$all,ca.enabled=false"
 }
 
 # The chart's policies alone, without the webhook: as if the operator were down. The pods are from before that.
@@ -158,7 +158,7 @@ enrolled_pods() {
     python3 -c 'import json, sys; pod = json.load(sys.stdin); pod["metadata"]["name"] = "pause"; print(json.dumps(pod))' |
     kubectl -n shop create -f -
   kubectl -n shop wait --for=condition=Ready pod/plain --timeout=60s
-  helm template aegis charts/aegis -n aegis-system --set trustDomain=acme.example \
+  helm template aegis charts/aegis -n aegis-system --set trustDomain=acme.example,ca.enabled=false,ledger.enabled=false \
     --set images.sidecar.repository=registry.acme.example/aegis,'injection.args={sidecar}' \
     --set-string images.sidecar.tag=1 \
     -s templates/operator/enrolled-pods.yaml | kubectl apply --server-side -f -

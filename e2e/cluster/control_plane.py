@@ -86,7 +86,9 @@ def forwarded(pod, port):
     command = ["kubectl", "-n", SYSTEM, "port-forward", f"pod/{pod}", f":{port}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as forwarding:
         try:
-            yield re.search(r"127\.0\.0\.1:(\d+)", forwarding.stdout.readline()).group(1)
+            found = re.search(r"127\.0\.0\.1:(\d+)", forwarding.stdout.readline())
+            assert found, f"{pod} cannot be reached"
+            yield found.group(1)
         finally:
             forwarding.terminate()
 
@@ -299,7 +301,7 @@ class Told:
         begun = time.monotonic()
         try:
             detail = shown()
-        except (AssertionError, KeyError, ValueError, AttributeError, subprocess.SubprocessError) as error:
+        except (AssertionError, KeyError, ValueError, subprocess.SubprocessError) as error:
             self.failed = True
             print(f"FAILED     {what}: {type(error).__name__}: {error}", flush=True)
             return False

@@ -27,6 +27,8 @@ use crate::{
 
 /// How often a replica looks whether it is its turn, and what failed is tried again.
 const EVERY: Duration = Duration::from_millis(500);
+/// The longest wait before the CA is asked again.
+const LONGEST: Duration = Duration::from_secs(4);
 /// How long open streams may take once a stop is asked for.
 const DRAIN: Duration = Duration::from_secs(3);
 /// The components that keep journals.
@@ -140,6 +142,7 @@ impl Replica {
 
     /// Gets an SVID, as often as it takes; what can be read is served meanwhile.
     async fn join(&self, stop: &CancellationToken) -> Option<Member> {
+        let mut wait = EVERY;
         loop {
             match self.try_to_join().await {
                 Ok(member) => return Some(member),
@@ -148,8 +151,9 @@ impl Replica {
             self.try_to_show().await;
             tokio::select! {
                 () = stop.cancelled() => return None,
-                () = tokio::time::sleep(EVERY) => {}
+                () = tokio::time::sleep(wait) => {}
             }
+            wait = wait.saturating_mul(2).min(LONGEST);
         }
     }
 

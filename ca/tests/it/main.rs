@@ -8,8 +8,11 @@ mod fixture;
 mod go_spiffe;
 #[cfg(test)]
 mod journals;
+#[cfg(test)]
 mod kubernetes;
 #[cfg(test)]
 mod protocol;
+#[cfg(test)]
+mod replicas;
 #[cfg(test)]
 mod workload_api;

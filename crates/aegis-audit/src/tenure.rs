@@ -91,8 +91,10 @@ async fn take(url: &str, place: &Location) -> Result<Option<PgConnection>, Store
     let mut session = connect(url, place).await?;
     // A holder whose machine has vanished is noticed within 11 seconds, not in two hours.
     let notice = "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; \
-                  SET tcp_keepalives_count = 3; SET idle_session_timeout = 0";
+                  SET tcp_keepalives_count = 3";
     session.execute(notice).await.map_err(failed)?;
+    // Servers before 14 do not know it, and end no idle session.
+    let _ = session.execute("SET idle_session_timeout = 0").await;
     let sql = "SELECT pg_try_advisory_lock($1, hashtext(current_schema()))";
     let taken: bool =
         sqlx::query_scalar(sql).bind(LOCK).fetch_one(&mut session).await.map_err(failed)?;

@@ -18,3 +18,5 @@ mod import;
 mod postgres;
 #[cfg(test)]
 mod query;
+#[cfg(test)]
+mod server;

@@ -88,3 +88,33 @@ async fn a_channel_is_to_one_component() {
     assert_ne!(ship("operator").await.code(), Code::Unavailable);
     stop.cancel();
 }
+
+#[tokio::test]
+async fn a_channel_ends_when_its_server_is_revoked() {
+    let root = Root::new(1);
+    let stop = CancellationToken::new();
+    let server = root.source(LEDGER).await;
+    let unaware = revocations();
+    let tls = server_config(&server, unaware.subscribe(), PeerRule::agents_of(domain())).unwrap();
+    let (listener, address) = listener().await;
+    // Takes requests, and leaves them open.
+    let service = tower::service_fn(|_: Request<Incoming>| async {
+        std::future::pending::<Result<Response<String>, Infallible>>().await
+    });
+    tokio::spawn(serve_tls(listener, tls, None, service, Duration::ZERO, stop.clone()));
+    let (client, revoked) = (root.source(AGENT).await, revocations());
+    let channel = channel(&address.to_string(), "ledger", &client, revoked.subscribe()).unwrap();
+    let ship = || {
+        let mut client = LedgerClient::new(channel.clone());
+        async move { client.ship(futures::stream::pending::<Shipment>()).await.unwrap_err() }
+    };
+    let mut open = tokio::spawn(ship());
+    let early = tokio::time::timeout(Duration::from_millis(500), &mut open).await;
+    assert!(early.is_err(), "the request is open: {early:?}");
+    let ids = [LEDGER.parse().unwrap()].into();
+    revoked.send_replace(Arc::new(Revocations { ids, ..Revocations::default() }));
+    tokio::time::timeout(PATIENCE, open).await.unwrap().unwrap();
+    // And none is opened to it any more.
+    assert_eq!(tokio::time::timeout(PATIENCE, ship()).await.unwrap().code(), Code::Unavailable);
+    stop.cancel();
+}
