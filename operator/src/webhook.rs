@@ -109,11 +109,11 @@ impl<C: Cluster> Webhooks<C> {
     }
 
     /// Says that a pod was refused. What is only tried out leaves no Event.
-    fn tell(&self, request: &Request, reason: &str, message: &str) {
+    fn tell(&self, request: &Request, reason: &str, why: &str) {
         let (namespace, pod) = (&request.namespace, pod_name(request));
-        tracing::warn!(namespace, pod, message, "a pod was refused");
+        tracing::warn!(namespace, pod, why, "a pod was refused");
         if let Some(refused) = self.refused.as_ref().filter(|_| !request.dry_run)
-            && refused.try_send(RefusedPod::of(request, reason, message)).is_err()
+            && refused.try_send(RefusedPod::of(request, reason, why)).is_err()
         {
             tracing::warn!(namespace, pod, "there is no Event about it: too many wait to be told");
         }

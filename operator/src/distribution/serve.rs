@@ -65,8 +65,8 @@ pub async fn keep_serving(
                 serving.await
             }
         };
-        if let Err(message) = ended {
-            tracing::error!(message, "sidecars are told nothing; trying again");
+        if let Err(why) = ended {
+            tracing::error!(why, "sidecars are told nothing; trying again");
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(RETRY) => {}

@@ -92,8 +92,17 @@ impl Authority {
 
     /// This CA as a service. A token is the SPIFFE ID that it is for.
     pub(crate) async fn serve(self: &Arc<Self>, address: SocketAddr) -> Ca {
+        self.serve_revoking(address, &[]).await
+    }
+
+    /// The same, with these identities revoked from the start.
+    pub(crate) async fn serve_revoking(
+        self: &Arc<Self>,
+        address: SocketAddr,
+        revoked: &[&str],
+    ) -> Ca {
         let stop = CancellationToken::new();
-        let trust = watch::Sender::new(self.trust(&[]));
+        let trust = watch::Sender::new(self.trust(revoked));
         let ca = Signs { authority: Arc::clone(self), trust, stop: stop.clone() };
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -204,17 +204,15 @@ async fn it_joins_when_roots_and_ca_are_there_and_serves_agents_from_then_on() {
     assert!(TcpStream::connect(operator.address).await.is_err());
     assert_eq!((operator.publisher.serial(), operator.gauge("ca")), (0, 0));
 
-    let ca = authority.serve(ca).await;
-    ca.revoke(&[
-        "spiffe://acme.example/ns/shop/sa/bot/agent/gone",
-        "spiffe://acme.example/aegis/x",
-    ]);
+    let gone = "spiffe://acme.example/ns/shop/sa/bot/agent/gone";
+    let ca = authority.serve_revoking(ca, &[gone, "spiffe://acme.example/aegis/x"]).await;
     operator.joined(&authority.bundle()).await;
     let source = authority.source(SIDECAR).await;
     let mut sidecar = Sidecar::follow(to(operator.address, &source), verifier());
     let state = sidecar.until(|_| true).await;
     assert_eq!(state.agents.first().map(|one| one.id.clone()), Some(agent("buyer")));
-    assert_eq!(state.revoked, [agent("gone")], "the first state knows who is revoked");
+    assert_eq!(state.revoked, [agent("gone")]);
+    assert_eq!(state.serial, (1 << 32) | 1, "there was none that did not know who is revoked");
     operator.until(|operator| operator.gauge("ca") == 1).await;
     let sidecars = operator.metrics.distribution.with_label_values(&["sidecars"]);
     assert_eq!(sidecars.get(), 1);
