@@ -400,22 +400,56 @@ def stranger():
     return told[:160]
 
 
-def revoked():
+def loading(seconds):
     url = f"http://{address('server', NAMESPACE)}:8080/mcp"
-    assert call("client", "read_note", {"name": "before"}).startswith("ok ")
-    shop("delete", "agentidentity", "client", check=True)
-    begun = time.monotonic()
-    within(5, "the end of the client's identity", lambda: not call("client", "read_note", {"name": "after"}).startswith("ok "))
-    took = time.monotonic() - begun
+    command = ["kubectl", "-n", NAMESPACE, "exec", "client", "-c", "app", "--", "/usr/local/bin/python3", "/app/client.py", url]
+    return subprocess.Popen([*command, "--load", str(seconds)], stdout=subprocess.PIPE, text=True)
+
+
+def revoked():
+    """Calls go on while the identity is deleted: when the last one worked is told by the client itself."""
+    with loading(14) as load:
+        time.sleep(5)
+        begun = time.time()
+        shop("delete", "agentidentity", "client", check=True)
+        told = json.loads(load.communicate(timeout=90)[0])
     apply(IDENTITIES[0])
-    return f"{took:.1f} s until a call to {url} was refused"
+    took = told["last"] - begun
+    assert told["worked"] and told["failed"] and took < 5, f"the last call worked {took:.1f} s after: {told}"
+    within(60, "the identity's return", lambda: call("client", "read_note", {"name": "again"}).startswith("ok "))
+    return f"the last call worked {took:.2f} s after `kubectl delete` began; registered again, calls work again"
+
+
+def suspended():
+    """The kill switch of one agent: the same, without taking its identity away."""
+    with loading(12) as load:
+        time.sleep(5)
+        begun = time.time()
+        shop("patch", "agentidentity", "client", "--type=merge", "-p", '{"spec":{"suspended":true}}', check=True)
+        told = json.loads(load.communicate(timeout=90)[0])
+    shop("patch", "agentidentity", "client", "--type=merge", "-p", '{"spec":{"suspended":false}}', check=True)
+    took = told["last"] - begun
+    assert told["worked"] and told["failed"] and took < 5, f"the last call worked {took:.1f} s after: {told}"
+    within(20, "the agent's return", lambda: call("client", "read_note", {"name": "again"}).startswith("ok "))
+    return f"the last call worked {took:.2f} s after `kubectl patch` began"
+
+
+def flipped():
+    """A policy is changed to and fro under load: no call fails that both versions allow."""
+    other = json.loads(json.dumps(NOTES))
+    other["spec"]["rules"].append({"name": "other", "effect": "deny", "tools": ["nobody"]})
+
+    def flip():
+        for one in [other, NOTES] * 3:
+            apply(one)
+            time.sleep(2)
+
+    return under_load("policy", flip)
 
 
 def under_load(what, disturb):
     """Calls go on while something restarts, and none fails."""
-    url = f"http://{address('server', NAMESPACE)}:8080/mcp"
-    command = ["kubectl", "-n", NAMESPACE, "exec", "client", "-c", "app", "--", "/usr/local/bin/python3", "/app/client.py", url, "--load", "30"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as load:
+    with loading(30) as load:
         time.sleep(3)
         disturb()
         told = json.loads(load.communicate(timeout=90)[0])
@@ -454,6 +488,8 @@ def calls(report, has):
     report.check("a denied tool is refused on the wire with its reason, and the server never saw it", after(denied))
     report.check("a plain client in a pod without a sidecar is refused", after(stranger))
     report.check("deleting the AgentIdentity ends what the client may do, within 5 s", after(revoked))
+    report.check("suspending the AgentIdentity ends what the client may do, within 5 s", after(suspended))
+    report.check("a policy is flipped under load", after(flipped))
     for name in ("operator", "ca", "ledger"):
         report.check(f"a restart of the {name} under load", after(lambda name=name: under_load(name, lambda: restart(name)), parts=("sidecar", "ca", "ledger")))
 

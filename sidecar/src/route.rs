@@ -308,8 +308,21 @@ impl Route {
             // Denied whatever the server has: it is not asked for it.
             return Governed::Settled(self.deny_unlisted(caller, message).await);
         }
+        if message.method() == Some(ClientMethod::ToolsCall) && self.is_denied(caller, &message) {
+            // Another enforcement point may have left the tool out of the list for the same reason.
+            return Governed::Settled(self.deny_unlisted(caller, message).await);
+        }
         let checked = self.check_before(caller, transport, &mut message);
         Governed::Settled(self.settle_checked(caller, message, asks, checked).await)
+    }
+
+    /// Whether the server does not list the tool and the policies forbid it all the same.
+    fn is_denied(&self, caller: &Caller, message: &ClientMessage) -> bool {
+        let tool = message.action().tool.as_deref().unwrap_or_default();
+        self.pins.find(tool) == Known::Absent && {
+            let judgement = self.kernel().evaluate(&self.context(caller).about(message.action()));
+            judgement.decision.verdict == Verdict::Deny
+        }
     }
 
     /// Judges a call once the server was asked for its tools.

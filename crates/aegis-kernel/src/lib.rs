@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use aegis_audit::{
     entry::{Draft, Kind, Outcome},
-    journal::{AppendError, Durability, Journal, Observer},
+    journal::{AppendError, Durability, Journal, Observer, Recorded},
     query::Filter,
     store::StoreError,
 };
@@ -336,9 +336,7 @@ impl Kernel {
         let decision_id = uuid::Uuid::now_v7().to_string();
         let mut draft = record::decision(request, &decision, &decision_id, now);
         draft.approval.clone_from(&approval);
-        let durability =
-            if decision.verdict == Verdict::Allow { self.durability } else { Durability::Strict };
-        let recorded = match self.journal.record(draft, durability).await {
+        let recorded = match self.record_decision(draft, decision.verdict).await {
             Ok(recorded) => Record::from(recorded),
             Err(error) => {
                 let decision = Arc::try_unwrap(decision).unwrap_or_else(|shared| (*shared).clone());
@@ -357,6 +355,19 @@ impl Kernel {
             action: record::action_members(request.action, &decision.action.to_string()),
             decision,
         })
+    }
+
+    /// What goes on waits for as much as is asked for. What does not needs to be on this disk and no
+    /// more: an agent that the ledger no longer hears is refused at once too.
+    async fn record_decision(
+        &self,
+        draft: Draft,
+        verdict: Verdict,
+    ) -> Result<Recorded, AppendError> {
+        match verdict {
+            Verdict::Allow => self.journal.record(draft, self.durability).await,
+            _ => Ok(Recorded::Durable(self.journal.append(draft).await?.await?)),
+        }
     }
 
     /// Records the refusal of a message that could not even be judged, by a caller who is known.

@@ -1,7 +1,7 @@
 """A real MCP client in a pod: the official Python SDK as it is. It knows nothing of Aegis.
 
     client.py URL TOOL [JSON]           one call; prints `ok TEXT`, `refused TEXT` or `unreachable TEXT`
-    client.py URL --load SECONDS        calls read_note over and over; prints how many worked and what failed
+    client.py URL --load SECONDS        calls read_note over and over; prints how many worked, when the last did, and what failed
 """
 
 import asyncio
@@ -26,15 +26,15 @@ async def call(url, tool, arguments):
 
 
 async def load(url, seconds):
-    end, worked, failed = time.monotonic() + seconds, 0, {}
+    end, worked, last, failed = time.monotonic() + seconds, 0, 0, {}
     while time.monotonic() < end:
         kind, text = await call(url, "read_note", {"name": "load"})
         if kind == "ok":
-            worked += 1
+            worked, last = worked + 1, time.time()
         else:
             failed[f"{kind} {text}"[:200]] = failed.get(f"{kind} {text}"[:200], 0) + 1
         await asyncio.sleep(0.05)
-    print(json.dumps({"worked": worked, "failed": failed}))
+    print(json.dumps({"worked": worked, "last": last, "failed": failed}))
 
 
 def main():
