@@ -22,8 +22,11 @@ use crate::fixture::{AGENT, PATIENCE, Root, domain, listener, revocations};
 
 const LEDGER: &str = "spiffe://acme.example/aegis/ledger";
 
-/// Says who asks.
+/// Says who asks, and to who asks for `/wait` nothing, ever.
 async fn who(request: Request<Incoming>) -> Result<Response<String>, Infallible> {
+    if request.uri().path() == "/wait" {
+        return std::future::pending().await;
+    }
     let peer = request.extensions().get::<PeerIdentity>().unwrap();
     Ok(Response::new(peer.id.to_string()))
 }
@@ -59,11 +62,13 @@ async fn a_connection_ends_when_its_peer_is_revoked() {
     let answer = String::from_utf8_lossy(&answer[..read]).into_owned();
     assert!(answer.ends_with(AGENT), "{answer}");
 
+    // An idle connection would end by itself after a while; one that waits for its answer does not.
+    stream.write_all(b"GET /wait HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     let ids = [AGENT.parse().unwrap()].into();
     revoked.send_replace(Arc::new(Revocations { ids, ..Revocations::default() }));
     let mut rest = Vec::new();
     let ended = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
-    assert!(ended.is_ok() && rest.is_empty(), "the idle connection stays open");
+    assert!(ended.is_ok() && rest.is_empty(), "the connection stays open");
     stop.cancel();
 }
 
