@@ -181,6 +181,7 @@ pub(crate) enum Command {
     Import(Import),
     Checkpoint(oneshot::Sender<Result<String, AppendError>>),
     EraseSalts(Vec<u64>, oneshot::Sender<Result<u64, AppendError>>),
+    Forget(u64),
     Close(oneshot::Sender<Result<(), AppendError>>),
 }
 
@@ -189,6 +190,7 @@ impl Command {
     pub(crate) fn is_awaited(&self) -> bool {
         match self {
             Self::Append(pending) => pending.reply.is_some(),
+            Self::Forget(_) => false,
             Self::Import(_) | Self::Checkpoint(_) | Self::EraseSalts(..) | Self::Close(_) => true,
         }
     }
@@ -432,6 +434,16 @@ impl Journal {
     /// When the store cannot be written, or a reader keeps old pages alive.
     pub async fn erase_salts(&self, indices: Vec<u64>) -> Result<u64, AppendError> {
         self.ask(|reply| Command::EraseSalts(indices, reply)).await
+    }
+
+    /// Forgets the entries with an index below `below`, which somebody else has for good: a journal on
+    /// its way to a ledger need not hold what has arrived. The tree goes on, and its last entries (up to 256) stay.
+    /// Only what SQLite holds is ever forgotten. Should it fail, they stay, and the log says so.
+    ///
+    /// # Errors
+    /// When the journal is closed.
+    pub async fn forget(&self, below: u64) -> Result<(), AppendError> {
+        self.send(Command::Forget(below)).await
     }
 
     /// Records `journal_closed`, signs a last checkpoint and ends the writer. Entries queued before

@@ -64,6 +64,14 @@ const INSERT_ENTRY: &str = "INSERT INTO audit_entries (idx, source, sequence, le
 
 const INSERT_SALT: &str = "INSERT INTO audit_salts (idx, salt) VALUES (?, ?)";
 
+/// The leaves of the last, partial tile stay with their entries: the tree is read back from them.
+const FORGET_ENTRIES: &str = "DELETE FROM audit_entries \
+    WHERE idx < min(?, (SELECT (size - 1) / 256 * 256 FROM audit_head WHERE id = 1))";
+const FORGET_SALTS: &str = "DELETE FROM audit_salts \
+    WHERE idx < min(?, (SELECT (size - 1) / 256 * 256 FROM audit_head WHERE id = 1))";
+const FORGET_CHECKPOINTS: &str =
+    "DELETE FROM audit_checkpoints WHERE size < (SELECT max(size) FROM audit_checkpoints)";
+
 const PUT_TILE: &str = "INSERT INTO audit_tiles (level, idx, hashes) VALUES (?, ?, ?) \
     ON CONFLICT (level, idx) DO UPDATE SET hashes = excluded.hashes";
 
@@ -264,6 +272,20 @@ impl SqliteStore {
         }
         tx.commit()?;
         Ok(erased)
+    }
+
+    /// Deletes the entries below `below` and their salts, and checkpoints that a later one covers. The
+    /// head, the tiles and the last entries stay, so that the chain goes on.
+    pub(crate) fn forget(&mut self, below: u64) -> Result<(), StoreError> {
+        let below = signed(below);
+        let deleted =
+            self.conn.transaction_with_behavior(TransactionBehavior::Immediate).and_then(|tx| {
+                tx.execute(FORGET_SALTS, (below,))?;
+                tx.execute(FORGET_ENTRIES, (below,))?;
+                tx.execute(FORGET_CHECKPOINTS, ())?;
+                tx.commit()
+            });
+        deleted.map_err(|e| self.failed(&e))
     }
 
     fn truncate_wal(&self) -> Result<(), StoreError> {

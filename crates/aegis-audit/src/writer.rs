@@ -69,6 +69,14 @@ impl Store {
         }
     }
 
+    /// A ledger's own log is never pruned, and only SQLite's is a journal on its way.
+    fn forget(&mut self, below: u64) -> Result<(), StoreError> {
+        match self {
+            Self::Sqlite(store) => store.forget(below),
+            Self::Postgres(_) => Ok(()),
+        }
+    }
+
     async fn close(self) {
         match self {
             Self::Sqlite(store) => store.close(),
@@ -304,6 +312,11 @@ impl Writer {
                     self.commit(std::mem::take(&mut batch)).await;
                     let erased = self.store.erase_salts(&indices).await;
                     let _ = reply.send(erased.map_err(|e| AppendError::Store(Arc::new(e))));
+                }
+                Command::Forget(below) => {
+                    if let Err(error) = self.store.forget(below) {
+                        tracing::warn!(%error, "entries that are held elsewhere stay here too");
+                    }
                 }
                 Command::Close(reply) => closing.push(reply),
             }

@@ -26,6 +26,9 @@ use super::Options;
 /// How long the ledger may take to acknowledge an entry that something waits for.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How many entries that the ledger has are held at least before they are let go.
+const FORGET: u64 = 512;
+
 /// The journal of this start, and how its entries reach the ledger.
 pub(super) struct Ledger {
     pub(super) journal: Journal,
@@ -83,6 +86,7 @@ impl Ledger {
         let told = self.acknowledged.subscribe();
         if let Some(channel) = &self.channel {
             let shipper = Shipper::of(&self.journal);
+            tasks.spawn(forget(self.journal.clone(), self.acknowledged.subscribe(), stop.clone()));
             let (counted, until) = (Arc::clone(&counters), stop.clone());
             tasks.spawn(shipper.run(channel.clone(), counted, self.acknowledged, until));
             for path in self.left {
@@ -107,6 +111,24 @@ impl Shipping {
         if let Err(error) = ship_left(&self.path, channel, counters, never).await {
             tracing::warn!(%error, "the journal's end is not shipped; a restart ships it");
         }
+    }
+}
+
+/// Lets go of what the ledger has: the journal lies in memory that the pod pays for.
+async fn forget(journal: Journal, mut told: watch::Receiver<u64>, stop: CancellationToken) {
+    let mut forgotten = 0;
+    loop {
+        let arrived = tokio::select! {
+            () = stop.cancelled() => return,
+            arrived = told.wait_for(|size| *size >= forgotten + FORGET) => match arrived {
+                Ok(size) => *size,
+                Err(_) => return,
+            },
+        };
+        if journal.forget(arrived).await.is_err() {
+            return;
+        }
+        forgotten = arrived;
     }
 }
 

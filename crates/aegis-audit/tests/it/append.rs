@@ -244,3 +244,29 @@ async fn the_facade_appends_verifies_and_queries() {
     assert_eq!(audit.query(&filter).await.unwrap().entries[0].index, at.index);
     audit.journal().close().await.unwrap();
 }
+
+#[tokio::test]
+async fn what_a_ledger_has_takes_no_room() {
+    let log = Log::new();
+    let journal = log.open().await;
+    for _ in 0..8 {
+        crate::fixture::fill(&journal, 600).await;
+        let last = journal.append(draft(1)).await.unwrap().await.unwrap().index;
+        journal.forget(last + 1).await.unwrap();
+        // Whoever asks for a checkpoint waits for what was sent before.
+        journal.checkpoint_now().await.unwrap();
+        assert!(journal.reader().entry(0).await.unwrap().is_none());
+        assert!(journal.reader().entry(last - 257).await.unwrap().is_none());
+        assert!(journal.reader().entry(last).await.unwrap().is_some(), "the chain's end stays");
+    }
+    journal.close().await.unwrap();
+    let whole = Log::with_entries(8 * 600).await;
+    let size = |log: &Log| std::fs::metadata(&log.path).unwrap().len();
+    assert!(size(&log) * 3 < size(&whole), "{} of {}", size(&log), size(&whole));
+    // The chain goes on where it ended.
+    let journal = log.open().await;
+    let next = journal.append(draft(1)).await.unwrap().await.unwrap();
+    let chained = journal.reader().entry(next.index).await.unwrap().unwrap();
+    assert_eq!(chained.sequence, next.index + 1);
+    journal.close().await.unwrap();
+}
