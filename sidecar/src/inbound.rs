@@ -43,6 +43,8 @@ pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// How long a client may take to send a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// How large a request's head may be. Bytes.
+pub(crate) const HEAD_BYTES: usize = 64 * 1024;
 /// The longest name of a session; it is in every record of its calls.
 const MAX_SESSION_BYTES: usize = 1_024;
 /// How many callers are attested at once: a burst of connections is no burst of threads.
@@ -70,12 +72,13 @@ async fn connection(route: Arc<Route>, stream: TcpStream, remote: SocketAddr) {
         let (route, attested) = (Arc::clone(&route), attested.clone());
         async move { answer(&route, attested, local, request).await }
     };
-    serve_http(stream, drain, answer).await;
+    serve_http(stream, HEAD_BYTES, drain, answer).await;
 }
 
 /// Answers the requests of one connection, until `drain`; the one under way is still answered.
 pub(crate) async fn serve_http<S, F>(
     stream: S,
+    head_bytes: usize,
     drain: CancellationToken,
     answer: impl Fn(Request<Incoming>) -> F,
 ) where
@@ -90,7 +93,7 @@ pub(crate) async fn serve_http<S, F>(
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_headers(100)
-        .max_buf_size(64 * 1024)
+        .max_buf_size(head_bytes)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {

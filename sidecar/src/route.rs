@@ -66,7 +66,7 @@ pub struct Route {
     /// Its specification.
     pub spec: AgentUpstreamSpec,
     /// The definitions of its tools.
-    pub pins: Pins,
+    pub pins: Arc<Pins>,
     /// Where to forward; `None` for a wrapped command, whose streams the wrapper holds.
     pub target: Option<Target>,
     /// What the server has asked its clients, by session and id.
@@ -214,7 +214,23 @@ impl Route {
             ),
             None => None,
         };
-        Ok(Self::with_target(shared, namespace, name, spec, target))
+        let pins = Arc::new(Pins::new(namespace, name, &spec.tool_pins));
+        Ok(Self::with_target(shared, namespace, name, spec, target, pins))
+    }
+
+    /// The same server as `before` by another specification: what is known of its tools stays, unless
+    /// other pins are configured.
+    ///
+    /// # Errors
+    /// As [`Route::new`].
+    pub fn succeeding(before: &Self, spec: AgentUpstreamSpec) -> Result<Self, RouteError> {
+        let same = before.spec.tool_pins == spec.tool_pins && before.spec.url == spec.url;
+        let mut route =
+            Self::new(Arc::clone(&before.shared), &before.namespace, &before.name, spec)?;
+        if same {
+            route.pins = Arc::clone(&before.pins);
+        }
+        Ok(route)
     }
 
     /// A route to `target`, whatever the specification says of a URL.
@@ -224,9 +240,10 @@ impl Route {
         name: &str,
         spec: AgentUpstreamSpec,
         target: Option<Target>,
+        pins: Arc<Pins>,
     ) -> Self {
         Self {
-            pins: Pins::new(namespace, name, &spec.tool_pins),
+            pins,
             shared,
             name: name.into(),
             namespace: namespace.into(),

@@ -7,8 +7,8 @@
 //! peer of the mutual TLS, and the server is the pod's own agent. Only what the kubelet was declared
 //! to ask comes in without an SVID.
 //!
-//! HTTP that carries JSON-RPC is MCP and takes the walk of every MCP message; other HTTP is decided
-//! request by request ([`plain`]). Whatever cannot be looked into, such as TLS of the application's
+//! What is MCP ([`sort`]) takes the walk of every MCP message; other HTTP is decided request by
+//! request ([`plain`]). Whatever cannot be looked into, such as TLS of the application's
 //! own or another protocol, ends here and is recorded.
 
 mod inbound;
@@ -239,6 +239,18 @@ fn told(destination: SocketAddr, what: &str) -> Map<String, Value> {
     told.insert("destination".into(), destination.to_string().into());
     told.insert("spoken".into(), what.into());
     told
+}
+
+/// What policies and records of `caller` call the server of `agent`: its name within the caller's own
+/// namespace, and elsewhere `namespace/name`. Another namespace's agent of the same name is another
+/// server.
+fn server_name(caller: &AgentId, agent: &AgentId) -> String {
+    match agent.namespace() {
+        Some(namespace) if caller.namespace() != Some(namespace) => {
+            format!("{namespace}/{}", agent.name())
+        }
+        _ => agent.name().to_owned(),
+    }
 }
 
 /// An SVID that has been shown on this connection.

@@ -61,17 +61,18 @@ impl InForce {
         for one in own {
             let spec: AgentUpstreamSpec = serde_json::from_str(one.spec.get())
                 .map_err(|error| format!("AgentUpstream {}: {error}", one.name))?;
-            let known = before.iter().find(|route| route.name == one.name && route.spec == spec);
-            match known {
-                Some(route) => routes.push(Arc::clone(route)),
+            let route = match before.iter().find(|route| route.name == one.name) {
+                Some(known) if known.spec == spec => Ok(Arc::clone(known)),
+                Some(known) => Route::succeeding(known, spec).map(Arc::new),
                 None => {
                     let shared = Arc::clone(self.caught.shared());
-                    match Route::new(shared, &one.namespace, &one.name, spec) {
-                        Ok(route) => routes.push(Arc::new(route)),
-                        // The others are no worse for it.
-                        Err(error) => tracing::error!(%error, "an upstream cannot be used"),
-                    }
+                    Route::new(shared, &one.namespace, &one.name, spec).map(Arc::new)
                 }
+            };
+            match route {
+                Ok(route) => routes.push(route),
+                // The others are no worse for it.
+                Err(error) => tracing::error!(%error, "an upstream cannot be used"),
             }
         }
         Ok(routes)

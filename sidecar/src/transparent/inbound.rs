@@ -7,21 +7,25 @@ use aegis_identity::tls::peer_identity;
 use aegis_mesh::PeerBound;
 use http::{Method, Request, Response};
 use hyper::body::{Body as _, Incoming};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::Semaphore};
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    Transparent, answer, attested, plain,
-    sort::{Sorted, sort},
+    Transparent, answer, attested, plain, server_name,
+    sort::{Sorted, Speaks, sort},
     spoken::{Spoken, spoken},
     told,
 };
 use crate::{
     attest::Attested,
     direct::{Direct, MESH_PROTOCOL},
-    inbound::{Body, governed, serve_http},
+    inbound::{Body, HEAD_BYTES, governed, serve_http},
 };
 
+/// How many are answered at a time who have proven nothing: probes are few.
+static UNPROVEN: Semaphore = Semaphore::const_new(256);
+/// How large the head of their requests may be. Bytes, the least that the HTTP library takes.
+const SMALL_HEAD_BYTES: usize = 8 * 1024;
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
@@ -32,12 +36,15 @@ pub(super) async fn connection(caught: Arc<Transparent>, stream: TcpStream) {
     match spoken(&stream).await {
         Spoken::Tls => peer(caught, destination, stream).await,
         Spoken::Http => {
+            let Ok(_turn) = UNPROVEN.try_acquire() else {
+                return drop(caught.refuse_stranger(Reason::Overloaded));
+            };
             let drain = caught.shared.drain.clone();
             let answer = move |request| {
                 let caught = Arc::clone(&caught);
                 async move { caught.unproven(destination, request).await }
             };
-            serve_http(stream, drain, answer).await;
+            serve_http(stream, SMALL_HEAD_BYTES, drain, answer).await;
         }
         // A probe of TCP: that somebody accepts is all it asks.
         Spoken::Closed => {}
@@ -71,7 +78,7 @@ async fn peer(caught: Arc<Transparent>, destination: SocketAddr, stream: TcpStre
         let (caught, caller) = (Arc::clone(&caught), caller.clone());
         async move { caught.inbound(destination, &caller, request).await }
     };
-    serve_http(bound, drain, answer).await;
+    serve_http(bound, HEAD_BYTES, drain, answer).await;
 }
 
 impl Transparent {
@@ -85,7 +92,8 @@ impl Transparent {
         let agent = self.own.agent.clone();
         let refuse = |reason: Reason| async move {
             let told = told(destination, "http/1");
-            self.refuse(caller, self.own.agent.name(), reason, told).await
+            let name = server_name(&caller.id, &self.own.agent);
+            self.refuse(caller, &name, reason, told).await
         };
         if request.uri().authority().is_some() {
             return refuse(Reason::HostRefused).await;
@@ -94,16 +102,19 @@ impl Transparent {
             return refuse(Reason::ProtocolUnsupported).await;
         }
         let declared = self.ports.mcp.contains(&destination.port());
-        let sorted = match sort(request, declared).await {
+        let speaks = if declared { Speaks::Mcp } else { Speaks::Http };
+        let sorted = match sort(request, speaks).await {
             Ok(sorted) => sorted,
             Err(reason) => return refuse(reason).await,
         };
         let direct = Direct::Plain(destination);
         match sorted {
-            Sorted::Mcp(request) => match self.route(&agent, destination, &direct, &request) {
-                Ok(route) => governed(&route, caller, request).await,
-                Err(reason) => refuse(reason).await,
-            },
+            Sorted::Mcp(request) => {
+                match self.route(&caller.id, &agent, destination, &direct, &request) {
+                    Ok(route) => governed(&route, caller, request).await,
+                    Err(reason) => refuse(reason).await,
+                }
+            }
             Sorted::Plain(request) => plain::exchange(self, caller, &agent, &direct, request).await,
         }
     }
@@ -125,7 +136,7 @@ impl Transparent {
         if !declared || !asks || request.uri().authority().is_some() {
             return self.refuse_stranger(Reason::IdentityMissing);
         }
-        match plain::probe(destination, request).await {
+        match plain::probe(destination, &request).await {
             Ok(response) => response,
             Err(reason) => answer(reason),
         }

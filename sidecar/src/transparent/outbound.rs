@@ -12,7 +12,8 @@ use tokio::net::TcpStream;
 use super::{
     Transparent, mesh, plain,
     routes::Key,
-    sort::{Sorted, sort},
+    server_name,
+    sort::{Sorted, Speaks, sort},
     spoken::{Spoken, spoken},
     told,
 };
@@ -20,7 +21,7 @@ use crate::{
     Route,
     direct::Direct,
     forward::Target,
-    inbound::{Body, governed, one, serve_http},
+    inbound::{Body, HEAD_BYTES, governed, one, serve_http},
 };
 
 /// Where a request goes.
@@ -43,7 +44,7 @@ pub(super) async fn connection(caught: Arc<Transparent>, stream: TcpStream) {
                 let caught = Arc::clone(&caught);
                 async move { caught.outbound(destination, request).await }
             };
-            serve_http(stream, drain, answer).await;
+            serve_http(stream, HEAD_BYTES, drain, answer).await;
         }
         Spoken::Closed => {}
         other => {
@@ -73,9 +74,8 @@ impl Transparent {
             Ok(server) => server,
             Err(reason) => return refuse(String::new(), reason).await,
         };
-        let name = server.name().to_owned();
-        let declared = matches!(server, Server::Upstream(_));
-        let sorted = match sort(request, declared).await {
+        let name = server.name(&self.own.agent);
+        let sorted = match sort(request, server.speaks()).await {
             Ok(sorted) => sorted,
             Err(reason) => return refuse(name, reason).await,
         };
@@ -86,7 +86,7 @@ impl Transparent {
         let response = match (sorted, &server) {
             (Sorted::Mcp(request), Server::Upstream(route)) => governed(route, &own, request).await,
             (Sorted::Mcp(request), Server::Agent(agent, direct)) => {
-                match self.route(agent, destination, direct, &request) {
+                match self.route(&own.id, agent, destination, direct, &request) {
                     Ok(route) => governed(&route, &own, request).await,
                     Err(reason) => return refuse(name, reason).await,
                 }
@@ -125,6 +125,9 @@ impl Transparent {
         let port = destination.port();
         let declared = self.ports.mcp.contains(&port) || self.ports.a2a.contains(&port);
         if destination.ip().is_loopback() && declared {
+            if self.ports.a2a.contains(&port) {
+                return Err(Reason::ProtocolUnsupported);
+            }
             return Ok(Server::Agent(self.own.agent.clone(), Direct::Plain(destination)));
         }
         let agent = self.peers.at(destination).await?;
@@ -136,6 +139,7 @@ impl Transparent {
     /// The route to another agent's server.
     pub(super) fn route<B>(
         &self,
+        caller: &AgentId,
         agent: &AgentId,
         destination: SocketAddr,
         direct: &Direct,
@@ -148,26 +152,31 @@ impl Transparent {
         let host = request.headers().get(header::HOST).cloned();
         let host = host.unwrap_or_else(|| HeaderValue::from_static("direct"));
         let path = request.uri().path().to_owned();
-        let key = Key { agent: agent.clone(), destination, host, path };
-        self.routes.get(&key, || {
+        let name = server_name(caller, agent);
+        let key = Key { name, agent: agent.clone(), destination, host, path };
+        self.routes.get(&key, |pins| {
             let target = Target::direct(direct.clone(), key.host.clone(), &key.path)?;
             let namespace = agent.namespace().unwrap_or_default();
-            Ok(Route::with_target(
-                Arc::clone(&self.shared),
-                namespace,
-                agent.name(),
-                AgentUpstreamSpec::default(),
-                Some(target),
-            ))
+            let spec = AgentUpstreamSpec::default();
+            let shared = Arc::clone(&self.shared);
+            Ok(Route::with_target(shared, namespace, &key.name, spec, Some(target), pins))
         })
     }
 }
 
 impl Server {
-    fn name(&self) -> &str {
+    fn name(&self, caller: &AgentId) -> String {
         match self {
-            Self::Upstream(route) => &route.name,
-            Self::Agent(agent, _) => agent.name(),
+            Self::Upstream(route) => route.name.clone(),
+            Self::Agent(agent, _) => server_name(caller, agent),
+        }
+    }
+
+    /// An AgentUpstream is an MCP server at one path; of another pod nothing is known.
+    const fn speaks(&self) -> Speaks {
+        match self {
+            Self::Upstream(_) | Self::Agent(_, Direct::Plain(_)) => Speaks::Mcp,
+            Self::Agent(_, Direct::Mesh(..)) => Speaks::Unknown,
         }
     }
 }

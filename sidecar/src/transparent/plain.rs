@@ -21,13 +21,13 @@ use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 
-use super::{MAX_BODY_BYTES, Transparent, answer};
+use super::{MAX_BODY_BYTES, Transparent, answer, server_name};
 use crate::{
     attest::Attested,
     direct::Direct,
     forward::end_to_end,
     inbound::{Body, boxed},
-    respond, route,
+    relay, respond, route,
 };
 
 /// How long an application may take to answer.
@@ -41,7 +41,7 @@ const MAX_PATH_BYTES: usize = 2048;
 pub(super) async fn exchange(
     caught: &Arc<Transparent>,
     caller: &Attested,
-    server: &AgentId,
+    agent: &AgentId,
     direct: &Direct,
     request: Request<Full<Bytes>>,
 ) -> Response<Body> {
@@ -50,27 +50,28 @@ pub(super) async fn exchange(
         Err(reason) => return caught.refuse_stranger(reason),
     };
     let kernel = &caught.shared.kernel;
+    let server = server_name(&caller.id, agent);
     let path = request.uri().path();
     if path.len() > MAX_PATH_BYTES {
         let reason = Reason::NameTooLong;
         let told = route::too_long("path", path.len(), &Digest::of(path.as_bytes()));
-        kernel.refuse(&principal, server.name(), reason, told).await;
+        kernel.refuse(&principal, &server, reason, told).await;
         return answer(reason);
     }
     let action = Action {
         kind: ActionKind::HttpRequest,
         protocol: Protocol::Http,
         method: request.method().as_str().to_owned(),
-        server: server.name().to_owned(),
+        server: server.clone(),
         tool: None,
         tool_pin: None,
         resource: Some(path.to_owned()),
         arguments: serde_json::Value::Null,
     };
-    let namespace = server.namespace().unwrap_or_default();
+    let namespace = agent.namespace().unwrap_or_default();
     let context = Context::new(&principal, Scope::Mesh, namespace);
     let count = |verdict: aegis_core::decision::Verdict, reason: Reason| {
-        let labels = [server.name(), verdict.as_str(), reason.code()];
+        let labels = [server.as_str(), verdict.as_str(), reason.code()];
         caught.shared.metrics.decisions.with_label_values(&labels).inc();
     };
     let permit = match kernel.decide(context, action).await {
@@ -112,10 +113,14 @@ pub(super) async fn exchange(
 /// Why there is no answer.
 pub(super) async fn probe(
     destination: SocketAddr,
-    request: Request<Incoming>,
+    asked: &Request<Incoming>,
 ) -> Result<Response<Body>, Reason> {
-    let (head, _) = request.into_parts();
-    let request = Request::from_parts(head, Full::new(Bytes::new()));
+    // Headers of somebody who has proven nothing do not reach the application.
+    let mut request = Request::new(Full::new(Bytes::new()));
+    request.uri_mut().clone_from(asked.uri());
+    let host = HeaderValue::from_str(&destination.to_string());
+    request.headers_mut().insert(header::HOST, host.map_err(|_| Reason::MalformedMessage)?);
+    request.headers_mut().insert(header::USER_AGENT, HeaderValue::from_static("kube-probe/aegis"));
     let direct = Direct::Plain(destination);
     let answered = tokio::time::timeout(PROBE, send(&direct, request)).await;
     let status = answered.map_err(|_| Reason::UpstreamTimeout)??.status();
@@ -133,6 +138,10 @@ async fn whole(direct: &Direct, request: Request<Full<Bytes>>) -> Result<Respons
             Err(error) if error.is::<LengthLimitError>() => return Err(Reason::UpstreamTooLarge),
             Err(_) => return Err(Reason::UpstreamUnavailable),
         };
+        // A stream of MCP's, whose questions to the client nobody would have judged.
+        if relay::content_type(&head.headers) == "text/event-stream" {
+            return Err(Reason::UpstreamMalformed);
+        }
         end_to_end(&mut head.headers);
         Ok(Response::from_parts(head, bytes))
     };

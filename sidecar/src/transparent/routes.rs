@@ -8,6 +8,7 @@ use std::{
 };
 
 use aegis_core::{AgentId, decision::Reason};
+use aegis_resources::upstream::ToolPins;
 use http::HeaderValue;
 use parking_lot::Mutex;
 
@@ -15,11 +16,14 @@ use crate::{
     Route,
     direct::{Direct, Mesh},
     forward::is_tls,
+    pins::Pins,
 };
 
-/// How many routes there are at most. Those whose server has listed tools stay; beyond them nobody
-/// gets a new one, so that no caller can make Aegis forget what was agreed to.
+/// How many routes there are at most; one that nobody uses makes room for another.
 const MAX_ROUTES: usize = 512;
+/// How many servers' tools are remembered. They are never forgotten for others, so that no caller can
+/// make Aegis forget what was agreed to.
+const MAX_PINNED: usize = 512;
 /// The longest path and the longest `Host`.
 const MAX_NAME_BYTES: usize = 1024;
 /// How long it is believed who answers at an address. Every connection proves it again.
@@ -30,15 +34,21 @@ const MAX_PEERS: usize = 1024;
 /// Which server, and by which name and path.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
+    /// What the caller's policies call it.
+    pub(super) name: String,
     pub(super) agent: AgentId,
     pub(super) destination: SocketAddr,
     pub(super) host: HeaderValue,
     pub(super) path: String,
 }
 
-/// Routes by what they lead to.
+/// Routes by what they lead to, and the definitions of tools by whose they are: they hold at every
+/// address of the agent and under every `Host`.
 #[derive(Default)]
-pub(super) struct Routes(Mutex<HashMap<Key, Arc<Route>>>);
+pub(super) struct Routes {
+    made: Mutex<HashMap<Key, Arc<Route>>>,
+    pinned: Mutex<HashMap<(AgentId, String), Arc<Pins>>>,
+}
 
 impl Routes {
     /// The route, made if there is none.
@@ -48,9 +58,9 @@ impl Routes {
     pub(super) fn get(
         &self,
         key: &Key,
-        make: impl FnOnce() -> Result<Route, Reason>,
+        make: impl FnOnce(Arc<Pins>) -> Result<Route, Reason>,
     ) -> Result<Arc<Route>, Reason> {
-        let mut routes = self.0.lock();
+        let mut routes = self.made.lock();
         if let Some(route) = routes.get(key) {
             return Ok(Arc::clone(route));
         }
@@ -58,14 +68,32 @@ impl Routes {
             return Err(Reason::NameTooLong);
         }
         if routes.len() >= MAX_ROUTES {
-            routes.retain(|_, route| Arc::strong_count(route) > 1 || !route.pins.is_empty());
+            routes.retain(|_, route| Arc::strong_count(route) > 1);
             if routes.len() >= MAX_ROUTES {
                 return Err(Reason::Overloaded);
             }
         }
-        let route = Arc::new(make()?);
+        let route = Arc::new(make(self.pins(key)?)?);
         routes.insert(key.clone(), Arc::clone(&route));
         Ok(route)
+    }
+
+    fn pins(&self, key: &Key) -> Result<Arc<Pins>, Reason> {
+        let mut pinned = self.pinned.lock();
+        let of = (key.agent.clone(), key.path.clone());
+        if let Some(pins) = pinned.get(&of) {
+            return Ok(Arc::clone(pins));
+        }
+        if pinned.len() >= MAX_PINNED {
+            pinned.retain(|_, pins| Arc::strong_count(pins) > 1 || !pins.is_empty());
+            if pinned.len() >= MAX_PINNED {
+                return Err(Reason::Overloaded);
+            }
+        }
+        let namespace = key.agent.namespace().unwrap_or_default();
+        let pins = Arc::new(Pins::new(namespace, &key.name, &ToolPins::default()));
+        pinned.insert(of, Arc::clone(&pins));
+        Ok(pins)
     }
 }
 
