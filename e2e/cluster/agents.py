@@ -337,8 +337,37 @@ def ways_round(report, name, standing_in):
             report.tell("FAILED", line, f"it got through: {one['seen']}")
         else:
             report.tell("ok", line, " ".join(one["seen"].split()) + (" (stand-in)" if standing_in and "CAUGHT" in one["seen"] else ""))
-    if len(told) < 30:
+    if len(told) < 32:
         report.tell("FAILED", f"{who} inside: all ways were tried", f"{len(told)}: {done.stderr[:300]}")
+
+
+HEAR = "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.settimeout(6); s.bind(('0.0.0.0', 9999)); print('HEARD', s.recv(99))"
+SAY = "import socket, time; s = socket.socket(type=socket.SOCK_DGRAM)\nfor _ in range(40): s.sendto(b'hello', ('{}', 9999)); time.sleep(0.1)"
+
+
+def heard(name, namespace):
+    """Whether a datagram of a stranger reaches this pod."""
+    command = ["kubectl", "-n", namespace, "exec", name, "-c", "app", "--", "/usr/local/bin/python3", "-c", HEAR]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as hearing:
+        inside("stranger", "-c", SAY.format(address(name, namespace)), namespace=OUTSIDE)
+        return "HEARD" in hearing.communicate(timeout=30)[0]
+
+
+def datagrams():
+    """UDP carries no identity: it must not reach an agent, and reaches others."""
+    assert heard("target", OUTSIDE), "nothing is heard where nothing is in the way"
+    assert not heard("client", NAMESPACE), "a datagram has reached the agent"
+
+
+def borrowed_token():
+    """Whoever may make tokens in the namespace, as Kubernetes' own role `edit` may, gets none for the CA."""
+    shop("create", "rolebinding", "mallory", "--clusterrole=edit", "--user=mallory", check=True)
+    ask = ["create", "token", "client", "--as=mallory", "--bound-object-kind=Pod", "--bound-object-name=client"]
+    done = shop(*ask, "--audience=other")
+    assert done.returncode == 0, done.stderr
+    done = shop(*ask, "--audience=aegis-ca")
+    assert done.returncode and "aegis-tokens" in done.stderr, done.stdout[:20] + done.stderr
+    return done.stderr.strip()[-120:]
 
 
 def fail(text):
@@ -523,6 +552,8 @@ def main():
                     report.check("the sidecar's user can read the token for the CA", token_read)
                 ways_round(report, "client", standing_in)
                 ways_round(report, "rooted", standing_in)
+                report.check("a datagram from outside does not reach an agent", datagrams)
+                report.check("a token for the CA cannot be made by hand", borrowed_token)
             calls(report, has)
             report.check("without the operator nothing new starts in enrolled namespaces, and others are untouched", operator_away)
             report.check("without the webhook the API server itself refuses", webhook_gone)

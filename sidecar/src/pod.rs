@@ -74,7 +74,7 @@ struct Joined {
 pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()> {
     let (ports, keys) = (options.ports()?, options.operator_keys()?);
     let (admin, registry) = (Admin::default(), Registry::new());
-    let serving = admin.serve(options.health_port, registry.clone()).await?;
+    admin.serve(listeners(options.health_port, Reach::Everywhere)?, registry.clone());
     let outbound = listeners(options.outbound_port, Reach::Pod)?;
     let inbound = listeners(options.inbound_port, Reach::Everywhere)?;
     let Some(joined) = join(&options, &admin, &stop).await? else { return Ok(()) };
@@ -133,7 +133,6 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     following.cancel();
     tasks.close();
     let _ = aegis_runtime::drained(tasks.wait(), LAST_ENTRIES).await;
-    serving.abort();
     Ok(())
 }
 

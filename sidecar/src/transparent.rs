@@ -19,7 +19,13 @@ mod routes;
 mod sort;
 mod spoken;
 
-use std::{collections::BTreeSet, fmt, io, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    fmt, io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use aegis_core::{AgentId, Timestamp, decision::Reason};
 use aegis_identity::{
@@ -29,6 +35,7 @@ use aegis_identity::{
 use aegis_kernel::Principal;
 use arc_swap::ArcSwap;
 use http::Response;
+use parking_lot::Mutex;
 use rustls::{ClientConfig, ServerConfig};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -96,6 +103,29 @@ pub struct Transparent {
     upstreams: ArcSwap<Vec<Arc<Route>>>,
     routes: Routes,
     peers: Peers,
+    singly: Singly,
+}
+
+/// How many refusals are recorded one by one in a second.
+const MAX_SINGLY: u32 = 20;
+
+/// Which refusals are recorded one by one: so many in each second.
+#[derive(Debug)]
+struct Singly(Mutex<(Instant, u32)>);
+
+impl Singly {
+    fn new() -> Self {
+        Self(Mutex::new((Instant::now(), 0)))
+    }
+
+    fn take(&self) -> bool {
+        let mut taken = self.0.lock();
+        if taken.0.elapsed() >= Duration::from_secs(1) {
+            *taken = (Instant::now(), 0);
+        }
+        taken.1 = taken.1.saturating_add(1);
+        taken.1 <= MAX_SINGLY
+    }
 }
 
 impl fmt::Debug for Transparent {
@@ -135,6 +165,7 @@ impl Transparent {
             upstreams: ArcSwap::default(),
             routes: Routes::default(),
             peers: Peers::new(anybody),
+            singly: Singly::new(),
         })
     }
 
@@ -187,6 +218,8 @@ impl Transparent {
         told: Map<String, Value>,
     ) -> Response<Body> {
         match self.principal(attested) {
+            // A flood of them cannot flood the ledger: they are counted, as strangers' are.
+            Ok(_) if !self.singly.take() => self.refuse_stranger(reason),
             Ok(principal) => {
                 self.shared.kernel.refuse(&principal, server, reason, told).await;
                 answer(reason)

@@ -179,6 +179,9 @@ impl Message {
                     .ok_or_else(|| invalid("`id` must be a string or an integer", None))?,
             ),
         };
+        if is_ambiguous(&members, &MEMBERS) {
+            return Err(invalid("a name differs from another by its case alone", id));
+        }
         if members.get("jsonrpc").and_then(Value::as_str) != Some("2.0") {
             return Err(invalid("`jsonrpc` must be \"2.0\"", id));
         }
@@ -189,6 +192,10 @@ impl Message {
             (Some(Value::String(method)), None, None) => {
                 let params = match members.swap_remove("params") {
                     None => Map::new(),
+                    Some(Value::Object(params)) if is_ambiguous(&params, &PARAMS) => {
+                        let problem = "a name in `params` differs from another by its case alone";
+                        return Err(invalid(problem, id));
+                    }
                     Some(Value::Object(params)) => params,
                     Some(_) => return Err(RpcError::Params { id }),
                 };
@@ -209,6 +216,28 @@ impl Message {
             _ => Err(invalid("it has more than one of `method`, `result` and `error`", id)),
         }
     }
+}
+
+/// The names of a message's own members.
+const MEMBERS: [&str; 6] = ["jsonrpc", "id", "method", "params", "result", "error"];
+/// The names of parameters that say what is asked for.
+const PARAMS: [&str; 9] =
+    ["name", "arguments", "uri", "_meta", "ref", "argument", "cursor", "level", "uris"];
+
+/// Whether some parsers, which do not tell letters by their case, could read other members than this
+/// one does: two names that differ by case alone, or one that is a known name in another case.
+fn is_ambiguous(members: &Map<String, Value>, known: &[&str]) -> bool {
+    let plain = |name: &str| name.bytes().all(|b| b.is_ascii() && !b.is_ascii_uppercase());
+    members.keys().filter(|name| !plain(name)).any(|name| {
+        let own = folded(name);
+        known.iter().any(|known| own == *known)
+            || members.keys().any(|other| other != name && folded(other) == own)
+    })
+}
+
+/// A name without its case, as simple folding has it: `K` (kelvin) is `k` and `ſ` is `s`.
+fn folded(name: &str) -> String {
+    name.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect()
 }
 
 fn error_outcome(error: Value, id: Option<&Id>) -> Result<Outcome, RpcError> {
@@ -250,6 +279,28 @@ mod tests {
             let text = format!(r#"{{"jsonrpc":"2.0","id":{bad},"method":"ping"}}"#);
             assert!(matches!(parse(&text), Err(RpcError::Invalid { .. })), "{bad}");
         }
+    }
+
+    #[test]
+    fn names_that_differ_by_case_alone_are_refused() {
+        let call = |params: &str| {
+            format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{params}}}"#)
+        };
+        for text in [
+            call(r#"{"name":"echo","Name":"forbidden"}"#),
+            call(r#"{"name":"echo","Arguments":{}}"#),
+            call(r#"{"name":"echo","x":1,"other":2,"OTHER":3}"#),
+            r#"{"jsonrpc":"2.0","id":1,"method":"ping","Method":"tools/call"}"#.to_owned(),
+            r#"{"jsonrpc":"2.0","id":1,"method":"ping","Params":{}}"#.to_owned(),
+            "{\"j\u{17f}onrpc\":1,\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\"}".to_owned(),
+        ] {
+            assert!(matches!(parse(&text), Err(RpcError::Invalid { .. })), "{text}");
+        }
+        // What a tool's own arguments are called is for the tool to say.
+        assert!(
+            parse(&call(r#"{"name":"echo","arguments":{"a":1,"A":2},"protocolVersion":1}"#))
+                .is_ok()
+        );
     }
 
     #[test]

@@ -183,12 +183,14 @@ def processes():
     return False, "no process of its is in sight"
 
 
-def take_port(port):
+def take_port(port, family=socket.AF_INET, address="0.0.0.0"):
     def way():
-        with socket.socket() as one:
+        with socket.socket(family) as one:
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            one.bind(("0.0.0.0", port))
+            one.bind((address, port))
             one.listen()
             return True, "it was taken"
 
@@ -233,6 +235,8 @@ WAYS = [
     ("the sidecar's outbound port for oneself", take_port(15001)),
     ("the sidecar's inbound port for oneself", take_port(15006)),
     ("the sidecar's health port for oneself", take_port(15021)),
+    ("the sidecar's health port for oneself, over IPv6", take_port(15021, socket.AF_INET6, "::")),
+    ("the sidecar's inbound port for oneself, over IPv6", take_port(15006, socket.AF_INET6, "::")),
     ("an abstract socket of the sidecar's", abstract),
 ]
 

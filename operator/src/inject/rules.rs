@@ -2,9 +2,11 @@
 //!
 //! Everything that the application sends over TCP goes to the sidecar, everything that comes in too;
 //! only the sidecar's own user is left alone. On loopback, ports that are declared as MCP or A2A are
-//! redirected as well. What the sidecar cannot read is dropped: QUIC, so that clients take TCP, and every
-//! other UDP, ICMP and the rest, in which whatever the application knows could be carried away. What is
-//! left are names (port 53), answers to who asked from outside, and how IPv6 finds its neighbours.
+//! redirected as well. What the sidecar cannot read is dropped, in both directions: QUIC, so that clients
+//! take TCP, and every other UDP, ICMP and the rest, in which whatever the application knows could be
+//! carried away. What is left are names (port 53) and how IPv6 finds its neighbours. After the redirect
+//! no TCP of the application leaves but over loopback: not even the answers of who has taken the
+//! sidecar's ports while it was down.
 
 use std::fmt::Write as _;
 
@@ -47,6 +49,18 @@ table inet aegis {{
     udp dport 53 accept
     ct direction reply accept
     icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld-listener-report, mld2-listener-report }} accept
+    drop
+  }}
+  chain kept {{
+    type filter hook postrouting priority 0; policy accept;
+    oifname != \"lo\" meta l4proto tcp meta skuid != {uid} drop
+  }}
+  chain arriving {{
+    type filter hook input priority 0; policy accept;
+    iifname \"lo\" accept
+    meta l4proto tcp accept
+    ct state established,related accept
+    icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert, mld-listener-query }} accept
     drop
   }}
 }}

@@ -1,21 +1,17 @@
 //! `/healthz`, `/readyz` and `/metrics`. Whoever reaches the pod reaches them: they tell nothing of
 //! what was said or decided about whom.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
 use aegis_identity::SvidSource;
 use aegis_kernel::Kernel;
-use anyhow::Context as _;
 use axum::{Router, extract::State, http::StatusCode, routing::get};
 use parking_lot::Mutex;
 use prometheus::{IntGauge, Registry, TextEncoder};
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::net::TcpListener;
 
 use super::journal::Shipping;
 
@@ -52,30 +48,23 @@ struct Served {
 }
 
 impl Admin {
-    /// Serves on every address of the pod.
-    ///
-    /// # Errors
-    /// When the port is taken.
-    pub(super) async fn serve(
-        &self,
-        port: u16,
-        registry: Registry,
-    ) -> anyhow::Result<JoinHandle<()>> {
+    /// Serves on every address of the pod, of either family: a port that is free in one could be taken
+    /// by the application, and the redirect lets this one through.
+    pub(super) fn serve(&self, listeners: Vec<TcpListener>, registry: Registry) {
         self.set_state("starting");
-        let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-        let listener = TcpListener::bind(address)
-            .await
-            .with_context(|| format!("port {port} for health cannot be listened on"))?;
         let router = Router::new()
             .route("/healthz", get(|| async { "ok" }))
             .route("/readyz", get(ready))
             .route("/metrics", get(metrics))
             .with_state(Served { admin: self.clone(), registry });
-        Ok(tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!(%error, "health is not served any more");
-            }
-        }))
+        for listener in listeners {
+            let router = router.clone();
+            tokio::spawn(async move {
+                if let Err(error) = axum::serve(listener, router).await {
+                    tracing::error!(%error, "health is not served any more");
+                }
+            });
+        }
     }
 
     /// Notes why the pod is not ready.

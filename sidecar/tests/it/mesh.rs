@@ -351,7 +351,6 @@ async fn only_sidecars_of_the_trust_domain_are_peers() {
     assert!(is_answered(&mesh, &agent, &[MESH_PROTOCOL]).await);
     assert!(!is_answered(&mesh, &agent, &[]).await, "it has not said that it is a sidecar");
     assert!(!is_answered(&mesh, &agent, &[b"h2"]).await);
-    // The application's own SVID is not its sidecar's.
     let agent: AgentId = AGENT.parse().unwrap();
     let svid = mesh.authority.manager.issue_component("ledger").await.unwrap();
     let component = Fetched { svid, bundle: mesh.authority.manager.bundle() };

@@ -26,6 +26,18 @@ table inet aegis {
     icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld-listener-report, mld2-listener-report } accept
     drop
   }
+  chain kept {
+    type filter hook postrouting priority 0; policy accept;
+    oifname != "lo" meta l4proto tcp meta skuid != {{ .uid | int64 }} drop
+  }
+  chain arriving {
+    type filter hook input priority 0; policy accept;
+    iifname "lo" accept
+    meta l4proto tcp accept
+    ct state established,related accept
+    icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert, mld-listener-query } accept
+    drop
+  }
 }
 {{ end }}
 {{- /* The line for declared ports, as a regular expression. */}}
