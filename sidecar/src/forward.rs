@@ -34,6 +34,7 @@ use crate::{
     listing::{Ask, Unlisted},
     oauth,
     relay::{self, content_type},
+    resolve::{Reachable, Resolver},
     route::{Caller, Route},
 };
 
@@ -51,7 +52,7 @@ pub struct Target {
 /// How an upstream is reached, with the connections that are kept.
 enum Reach {
     /// By its URL.
-    Web(Client<HttpsConnector<HttpConnector>, Full<Bytes>>),
+    Web(Client<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>),
     /// At an address that was caught.
     Direct(Client<Direct, Full<Bytes>>),
 }
@@ -118,13 +119,16 @@ impl Target {
     ///
     /// # Errors
     /// One sentence on what cannot be used.
-    pub fn new(spec: &AgentUpstreamSpec) -> Result<Self, String> {
+    pub fn new(spec: &AgentUpstreamSpec, reachable: Reachable) -> Result<Self, String> {
         let url = spec.url.as_deref().unwrap_or_default();
         let uri: Uri = url.parse().map_err(|error| format!("`spec.url` is not a URL: {error}"))?;
         let authority = uri.authority().ok_or("`spec.url` has no host")?;
         let host = HeaderValue::from_str(authority.as_str())
             .map_err(|error| format!("`spec.url`: {error}"))?;
-        let mut tcp = HttpConnector::new();
+        if !reachable.allows_host(authority.host()) {
+            return Err(format!("`spec.url` leads to {authority}, which is this pod or its node"));
+        }
+        let mut tcp = HttpConnector::new_with_resolver(Resolver::new(reachable));
         tcp.set_nodelay(true);
         tcp.enforce_http(false);
         tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));

@@ -28,7 +28,7 @@ use tokio::net::{TcpListener, UnixStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Attest, Attested, Shared,
+    Attest, Attested, Reachable, Shared,
     metrics::Metrics,
     refusals::Refusals,
     transparent::{Own, Transparent, original_destination, serve_inbound, serve_outbound},
@@ -90,6 +90,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         attest: Arc::new(Nobody),
         refusals: Arc::new(Refusals::default()),
         metrics: Metrics::register(&registry)?,
+        reachable: Reachable::OtherHosts,
         drain: drain.clone(),
     });
     let own = Own {

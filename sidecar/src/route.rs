@@ -38,6 +38,7 @@ use crate::{
     metrics::Metrics,
     pins::{Known, Pins},
     refusals::Refusals,
+    resolve::Reachable,
     respond,
 };
 
@@ -51,6 +52,8 @@ pub struct Shared {
     pub refusals: Arc<Refusals>,
     /// What is counted.
     pub metrics: Metrics,
+    /// Which addresses upstreams may be at.
+    pub reachable: Reachable,
     /// Cancelled when the process is to end.
     pub drain: CancellationToken,
 }
@@ -210,7 +213,8 @@ impl Route {
     ) -> Result<Self, RouteError> {
         let target = match spec.url {
             Some(_) => Some(
-                Target::new(&spec).map_err(|message| RouteError { name: name.into(), message })?,
+                Target::new(&spec, shared.reachable)
+                    .map_err(|message| RouteError { name: name.into(), message })?,
             ),
             None => None,
         };

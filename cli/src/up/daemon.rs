@@ -11,7 +11,7 @@ use aegis_ca::{IdentityManager, WorkloadSocket};
 use aegis_core::{Timestamp, TrustDomain};
 use aegis_kernel::{Kernel, State, trust_book};
 use aegis_policy::{Compiler, ModuleCache, Opa, PolicyState, PolicyStatus};
-use aegis_sidecar::{Attest, Route, Shared, metrics::Metrics, refusals::Refusals};
+use aegis_sidecar::{Attest, Reachable, Route, Shared, metrics::Metrics, refusals::Refusals};
 use anyhow::Context as _;
 use parking_lot::Mutex;
 use prometheus::Registry;
@@ -120,6 +120,7 @@ impl Daemon {
             attest: Arc::clone(&attest) as Arc<dyn Attest>,
             refusals: Arc::new(Refusals::default()),
             metrics: Metrics::register(&metrics)?,
+            reachable: Reachable::Everything,
             drain: drain.clone(),
         });
         let workload = WorkloadSocket::bind(sockets.join("workload").join("api.sock")).await?;

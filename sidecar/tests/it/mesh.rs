@@ -21,7 +21,7 @@ use aegis_identity::{
 };
 use aegis_kernel::Kernel;
 use aegis_sidecar::{
-    Attest, Attested, MESH_PROTOCOL, Route, Shared,
+    Attest, Attested, MESH_PROTOCOL, Reachable, Route, Shared,
     metrics::Metrics,
     refusals::Refusals,
     transparent::{Own, Ports, Probe, Transparent, serve_inbound, serve_outbound},
@@ -131,6 +131,7 @@ impl Pod {
             attest: Arc::new(Nobody),
             refusals: Arc::clone(&refusals),
             metrics: Metrics::register(&prometheus::Registry::new()).unwrap(),
+            reachable: Reachable::Everything,
             drain: drain.clone(),
         });
         let own = Own {

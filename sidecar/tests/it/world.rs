@@ -19,7 +19,7 @@ use aegis_kernel::{Kernel, Principal, Registration, State};
 use aegis_policy::{Bundle, Compiler, Host, Limits, Opa, Policy, PolicyEngine, PolicyId};
 use aegis_resources::AgentUpstreamSpec;
 use aegis_sidecar::{
-    Attest, Attested, Route, Shared, metrics::Metrics, refusals::Refusals, route::Caller,
+    Attest, Attested, Reachable, Route, Shared, metrics::Metrics, refusals::Refusals, route::Caller,
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode};
@@ -204,6 +204,7 @@ impl World {
             attest: Arc::new(Everybody(attested)),
             refusals: Arc::new(Refusals::default()),
             metrics: Metrics::register(&prometheus::Registry::new()).unwrap(),
+            reachable: Reachable::Everything,
             drain: drain.clone(),
         });
         let mut spec = json!({ "url": format!("http://{}/mcp", upstream.address) });
