@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-PHASES=${AEGIS_PHASES:-setup format build lints nextest doctests generated policies approval deny up}
+PHASES=${AEGIS_PHASES:-setup format build lints nextest doctests generated policies approval deny up cluster}
 export AEGIS_CACHE=${AEGIS_CACHE:-$HOME/.cache/aegis}
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$AEGIS_CACHE/target}
 export PATH="$AEGIS_CACHE/bin:$PATH"
@@ -23,7 +23,7 @@ phase() {
 
 setup() {
   local targets=(node24 mcp-node mcp-python opa nextest cargo-deny)
-  if [[ $(id -u) == 0 ]]; then targets+=(postgres); fi
+  if [[ $(id -u) == 0 ]]; then targets+=(postgres kubernetes containerd coredns helm prometheus); fi
   ./e2e/setup.sh "${targets[@]}"
 }
 # Every cargo command takes the whole workspace: a part of it would have other features, and build its
@@ -54,6 +54,15 @@ approval() {
 deny() { cargo deny --log-level error check bans licenses sources; }
 # The quick start itself, as its reader runs it: without a terminal, and ended once it has shown all.
 up() { AEGIS_BIN="$CARGO_TARGET_DIR/debug/aegis" AEGIS_DEMO=once ./e2e/up.sh; }
+# Two agent pods on a real Kubernetes node, the charts on it, and ways round the sidecars.
+cluster() {
+  if [[ $(id -u) != 0 ]]; then
+    echo "NOT RUN: a Kubernetes node needs root; \`sudo -E make e2e\` runs this part"
+    [[ -z ${CI:-} ]]
+    return
+  fi
+  AEGIS_BINARIES="$CARGO_TARGET_DIR/debug" ./e2e/cluster/agents.sh
+}
 
 phase setup setup
 phase format cargo fmt --all --check
@@ -66,6 +75,7 @@ phase policies policies
 phase approval approval
 phase deny deny
 phase up up
+phase cluster cluster
 
 printf '\n== times\n'
 printf '%s\n' "${TIMES[@]}"

@@ -1,6 +1,7 @@
 """A real MCP client in a pod: the official Python SDK as it is. It knows nothing of Aegis.
 
     client.py URL TOOL [JSON]           one call; prints `ok TEXT`, `refused TEXT` or `unreachable TEXT`
+    client.py URL --mixed SECONDS       calls what is allowed and what is denied in turn; prints nothing
     client.py URL --load SECONDS        calls read_note over and over; prints how many worked, when the last did, and what failed
 """
 
@@ -37,8 +38,17 @@ async def load(url, seconds):
     print(json.dumps({"worked": worked, "last": last, "failed": failed}))
 
 
+async def mixed(url, seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for tool in ("read_note", "delete_note"):
+            await call(url, tool, {"name": "mixed"})
+
+
 def main():
     url, what, *rest = sys.argv[1:]
+    if what == "--mixed":
+        return asyncio.run(mixed(url, float(rest[0])))
     if what == "--load":
         asyncio.run(load(url, float(rest[0])))
     else:
