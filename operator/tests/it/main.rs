@@ -6,6 +6,7 @@
     reason = "what sets a test up may end it; the exemption of tests does not reach these functions"
 )]
 
+mod approvals;
 mod authority;
 mod distribution;
 mod follower;
