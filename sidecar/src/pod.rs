@@ -5,7 +5,7 @@
 //! sensitive actions, without the ledger not at all where records are strict.
 
 mod admin;
-mod approvals;
+pub mod approvals;
 mod journal;
 mod options;
 mod state;

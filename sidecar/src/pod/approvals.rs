@@ -27,7 +27,7 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 const WINDOW: usize = 64;
 
 /// Asks people through the operator, until `stop`.
-pub(super) async fn ask(operator: Channel, kernel: Arc<Kernel>, stop: CancellationToken) {
+pub async fn ask(operator: Channel, kernel: Arc<Kernel>, stop: CancellationToken) {
     let (shortest, longest) = BACKOFF;
     let mut wait = shortest;
     loop {
