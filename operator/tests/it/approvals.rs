@@ -282,6 +282,12 @@ async fn an_answer_to_another_question_does_not_count() {
     changed.spec.as_mut().unwrap().0.tool = Some("read_note".into());
     operator.board.put(changed);
     operator.board.answer(ID, "grace@acme.example", AnswerVerdict::Approve);
+    // Changes are looked at in order: this answer comes after that one would have.
+    let later = case("0therc4se0", State::Pending);
+    asker.tell(&later).await;
+    operator.board.until(&later.id, ApprovalState::Pending).await;
+    operator.board.answer(&later.id, "ada@acme.example", AnswerVerdict::Approve);
+    assert_eq!(asker.answer().await.0, later.id);
     // Its own question stands again, with an answer to it.
     operator.board.put(harmless);
     operator.board.answer(ID, "ada@acme.example", AnswerVerdict::Deny);
