@@ -2,6 +2,7 @@
 
 #![expect(
     clippy::unwrap_used,
+    clippy::panic,
     clippy::indexing_slicing,
     reason = "what sets a test up may end it; the exemption of tests does not reach these functions"
 )]
