@@ -69,7 +69,7 @@ async fn what_is_asked_for_cannot_be_changed() {
             _ => Value::String(match member.as_str() {
                 "action" => "sha256:".to_owned() + &"0".repeat(64),
                 "enforcedBy" | "requester" => "spiffe://acme.example/ns/a/sa/b/agent/c".into(),
-                "expiresAt" => "2027-01-01T00:00:00Z".into(),
+                "expiresAt" => "2098-01-01T00:00:00Z".into(),
                 "sponsor" => "grace@acme.example".into(),
                 _ => "another".into(),
             }),
