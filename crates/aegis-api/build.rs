@@ -4,8 +4,8 @@ use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
-    let descriptors =
-        protox::compile(["authority.proto", "distribution.proto", "journal.proto"], ["proto"])?;
+    let files = ["approvals.proto", "authority.proto", "distribution.proto", "journal.proto"];
+    let descriptors = protox::compile(files, ["proto"])?;
     tonic_prost_build::configure().compile_fds(descriptors)?;
     Ok(())
 }

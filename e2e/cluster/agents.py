@@ -422,6 +422,74 @@ def denied():
     return told[:160]
 
 
+def waiting(*states):
+    return [one for one in get("approvalrequests")["items"] if one.get("status", {}).get("state") in states]
+
+
+def answer(name, verdict, *who, check=True):
+    return shop("patch", "agapr", name, "--type=merge", "-p", json.dumps({"spec": {"answer": verdict}}), *who, check=check)
+
+
+def asking(name, answered):
+    """One call that needs a human; every request that it makes is answered, the caller's sidecar's and the server's."""
+    url = f"http://{address('server', NAMESPACE)}:8080/mcp"
+    before = {one["metadata"]["name"] for one in get("approvalrequests")["items"]}
+    command = ["kubectl", "-n", NAMESPACE, "exec", "client", "-c", "app", "--", "/usr/local/bin/python3", "/app/client.py", url]
+    with subprocess.Popen([*command, "write_note", json.dumps({"name": name, "text": "x"})], stdout=subprocess.PIPE, text=True) as asked:
+        enforced = []
+        within(20, "a request", lambda: [one for one in waiting("Pending") if one["metadata"]["name"] not in before])
+        assert asked.poll() is None and f"write_note {name}" not in shop("logs", "server", "-c", "app").stdout, "it did not wait"
+        deadline = time.monotonic() + 20
+        while asked.poll() is None and time.monotonic() < deadline:
+            for one in waiting("Pending"):
+                if one["metadata"]["name"] not in before:
+                    before.add(one["metadata"]["name"])
+                    enforced.append(one["spec"]["enforcedBy"].rsplit("/", 1)[1])
+                    answered(one)
+            time.sleep(0.1)
+        return asked.communicate(timeout=30)[0].strip(), enforced
+
+
+def approved():
+    def agree(one):
+        name, spec = one["metadata"]["name"], one["spec"]
+        assert spec["tool"] == "write_note" and spec["reason"] == "Changes to notes need a human.", spec
+        assert "text" not in json.dumps(spec), spec
+        # Who may change the object at all may not answer for that alone, nor type who has answered.
+        for refused, why in [
+            (answer(name, "approve", "--as=mallory@acme.example", "--as-group=editors", check=False), "approve"),
+            (shop("patch", "agapr", name, "--type=merge", "-p", '{"spec":{"tool":"read_note"}}', check=False), "ask again"),
+            (shop("patch", "agapr", name, "--type=merge", "-p", json.dumps({"spec": {"answers": [
+                {"by": "ada@acme.example", "verdict": "approve", "at": "2026-01-01T00:00:00Z"}]}}), check=False), "cannot be written"),
+        ]:  # fmt: skip
+            assert refused.returncode and why in refused.stderr, refused.stdout + refused.stderr
+        answer(name, "approve", "--as=grace@acme.example")
+        given = get("approvalrequest", name)["spec"]
+        assert [one["by"] for one in given["answers"]] == ["grace@acme.example"] and "answer" not in given, given
+
+    editors = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "editors"},
+               "rules": [{"apiGroups": ["aegis.dev"], "resources": ["approvalrequests"], "verbs": ["get", "patch", "update"]}]}  # fmt: skip
+    apply(editors)
+    shop("create", "rolebinding", "editors", "--role=editors", "--group=editors", check=True)
+    shop("create", "rolebinding", "approvers", "--clusterrole=aegis-approver", "--user=grace@acme.example", check=True)
+    told, enforced = asking("yes", agree)
+    assert told.startswith("ok "), told
+    within(20, "its use", lambda: len(waiting("Used")) == len(enforced))
+    for one in waiting("Used"):
+        shop("wait", "--for=condition=Approved", f"agapr/{one['metadata']['name']}", "--timeout=5s", check=True)
+    columns = shop("get", "agapr", check=True).stdout
+    assert "Used" in columns and "write_note" in columns, columns
+    return f"asked at the sidecar of {' and of '.join(enforced)}; who answered cannot be typed, and takes the verb `approve`"
+
+
+def refused_by_a_human():
+    told, enforced = asking("no", lambda one: answer(one["metadata"]["name"], "deny", "--as=grace@acme.example"))
+    assert told.startswith("refused"), told
+    assert "write_note no" not in shop("logs", "server", "-c", "app").stdout, "the server saw it"
+    within(20, "the refusal", lambda: len(waiting("Denied")) == len(enforced) == 1)
+    return told[:160]
+
+
 def stranger():
     told = call("stranger", "read_note", {"name": "stranger"}, namespace=OUTSIDE)
     assert not told.startswith("ok"), told
@@ -515,6 +583,8 @@ def calls(report, has):
     report.check("the server's pod is ready: probes pass the sidecar", ready)
     report.check("an allowed call", after(allowed))
     report.check("a denied tool is refused on the wire with its reason, and the server never saw it", after(denied))
+    report.check("a call that needs a human waits, is approved with kubectl, and goes through", after(approved))
+    report.check("one that a human denies is refused, and the server never saw it", after(refused_by_a_human))
     report.check("a plain client in a pod without a sidecar is refused", after(stranger))
     report.check("deleting the AgentIdentity ends what the client may do, within 5 s", after(revoked))
     report.check("suspending the AgentIdentity ends what the client may do, within 5 s", after(suspended))

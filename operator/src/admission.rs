@@ -3,6 +3,8 @@
 //! Pure but for two questions to the cluster, which tests answer themselves. A question that nobody
 //! answers refuses.
 
+pub mod approval;
+
 use aegis_core::thresholds::Thresholds;
 use aegis_resources::kinds::WrittenThresholds;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -11,9 +13,35 @@ use serde_json::{Value, json};
 
 use crate::inject::{self, InjectConfig};
 
-/// The verb that lets somebody name a sponsor other than himself, or change what another answers
-/// for: `kubectl auth can-i sponsor agentidentities.aegis.dev`.
-pub const SPONSOR_VERB: &str = "sponsor";
+/// What RBAC can give somebody that is no verb of Kubernetes' own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Permission {
+    /// To name a sponsor other than oneself, or change what another answers for:
+    /// `kubectl auth can-i sponsor agentidentities.aegis.dev`.
+    Sponsor,
+    /// To answer what waits for a person: `kubectl auth can-i approve approvalrequests.aegis.dev`.
+    Approve,
+}
+
+impl Permission {
+    /// The verb.
+    #[must_use]
+    pub const fn verb(self) -> &'static str {
+        match self {
+            Self::Sponsor => "sponsor",
+            Self::Approve => "approve",
+        }
+    }
+
+    /// The resources that it is a verb on.
+    #[must_use]
+    pub const fn resource(self) -> &'static str {
+        match self {
+            Self::Sponsor => "agentidentities",
+            Self::Approve => "approvalrequests",
+        }
+    }
+}
 
 /// An AdmissionReview, as far as it matters.
 #[derive(Clone, Debug, Deserialize)]
@@ -108,10 +136,11 @@ pub struct Answer {
 
 /// The questions that only the cluster answers.
 pub trait Cluster: Send + Sync + 'static {
-    /// Whether a user has the verb on AgentIdentities of a namespace.
-    fn may_sponsor(
+    /// Whether RBAC gives a user this, for an object of a namespace.
+    fn may(
         &self,
         user: &User,
+        what: Permission,
         namespace: &str,
         name: &str,
     ) -> impl Future<Output = Result<bool, String>> + Send;
@@ -189,6 +218,7 @@ pub async fn validate(request: &Request, prefix: &str, cluster: &impl Cluster) -
     match request.kind.kind.as_str() {
         "AgentIdentity" => sponsor(request, prefix, cluster).await,
         "TrustThreshold" => tighten(request, cluster).await,
+        "ApprovalRequest" => approval::judge(request, cluster).await,
         _ => Answer::default(),
     }
 }
@@ -210,14 +240,17 @@ async fn sponsor(request: &Request, prefix: &str, cluster: &impl Cluster) -> Ans
     if own {
         return Answer::default();
     }
-    match cluster.may_sponsor(&request.user_info, &request.namespace, &request.name).await {
+    let what = Permission::Sponsor;
+    match cluster.may(&request.user_info, what, &request.namespace, &request.name).await {
         Ok(true) => Answer::default(),
         Ok(false) if old.is_some() && old != new => Answer::refused(format!(
-            "`spec.sponsor` cannot be changed by `{user}`: to hand an agent over takes the verb `{SPONSOR_VERB}` on agentidentities"
+            "`spec.sponsor` cannot be changed by `{user}`: to hand an agent over takes the verb `{}` on agentidentities",
+            what.verb()
         )),
         Ok(false) => Answer::refused(format!(
-            "`{user}` is not the sponsor `{}`: only the sponsor, or who has the verb `{SPONSOR_VERB}` on agentidentities, may say this",
-            new.unwrap_or_default()
+            "`{user}` is not the sponsor `{}`: only the sponsor, or who has the verb `{}` on agentidentities, may say this",
+            new.unwrap_or_default(),
+            what.verb()
         )),
         Err(message) => Answer::refused(format!(
             "whether `{user}` may name this sponsor cannot be asked now ({message}); try again"
@@ -264,13 +297,13 @@ mod tests {
 
     #[derive(Default)]
     struct Answers {
-        may_sponsor: bool,
+        may: Option<Permission>,
         broken: bool,
     }
 
     impl Cluster for Answers {
-        async fn may_sponsor(&self, _: &User, _: &str, _: &str) -> Result<bool, String> {
-            if self.broken { Err("timeout".into()) } else { Ok(self.may_sponsor) }
+        async fn may(&self, _: &User, what: Permission, _: &str, _: &str) -> Result<bool, String> {
+            if self.broken { Err("timeout".into()) } else { Ok(self.may == Some(what)) }
         }
 
         async fn thresholds(&self) -> Result<Thresholds, String> {
@@ -304,7 +337,7 @@ mod tests {
             let refused = judged(&create(user), &nobody).await.unwrap();
             assert!(refused.contains("is not the sponsor"), "{user}: {refused}");
         }
-        let trusted = Answers { may_sponsor: true, ..Answers::default() };
+        let trusted = Answers { may: Some(Permission::Sponsor), ..Answers::default() };
         assert_eq!(judged(&create("system:serviceaccount:gitops:deployer"), &trusted).await, None);
     }
 

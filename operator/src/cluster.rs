@@ -13,7 +13,7 @@ use kube::{
 };
 
 use crate::{
-    admission::{Cluster, SPONSOR_VERB, User},
+    admission::{Cluster, Permission, User},
     object::Stored,
     reconcile::base,
 };
@@ -29,7 +29,13 @@ impl std::fmt::Debug for ApiServer {
 }
 
 impl Cluster for ApiServer {
-    async fn may_sponsor(&self, user: &User, namespace: &str, name: &str) -> Result<bool, String> {
+    async fn may(
+        &self,
+        user: &User,
+        what: Permission,
+        namespace: &str,
+        name: &str,
+    ) -> Result<bool, String> {
         let review = SubjectAccessReview {
             spec: SubjectAccessReviewSpec {
                 user: Some(user.username.clone()),
@@ -38,8 +44,8 @@ impl Cluster for ApiServer {
                 extra: Some(user.extra.clone()),
                 resource_attributes: Some(ResourceAttributes {
                     group: Some("aegis.dev".into()),
-                    resource: Some("agentidentities".into()),
-                    verb: Some(SPONSOR_VERB.into()),
+                    resource: Some(what.resource().into()),
+                    verb: Some(what.verb().into()),
                     namespace: Some(namespace.to_owned()),
                     name: Some(name.to_owned()),
                     ..ResourceAttributes::default()

@@ -32,7 +32,7 @@ use tonic::{Request, Response, Status};
 use crate::clock;
 
 pub use compose::{Sources, compose, keep_publishing};
-pub use serve::{keep_serving, serve};
+pub use serve::{Served, keep_serving, serve};
 
 /// How long a signed state counts, if nothing newer comes. It bounds what a sidecar that starts
 /// anew could be played.

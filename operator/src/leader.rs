@@ -1,5 +1,5 @@
-//! What only one operator does at a time: it reconciles, keeps the webhooks' certificate, and hands
-//! out what sidecars enforce.
+//! What only one operator does at a time: it reconciles, keeps the webhooks' certificate, hands
+//! out what sidecars enforce, and brings what waits at them before people.
 //!
 //! A standby does not listen for sidecars at all: whoever reaches it is refused the connection and
 //! tries again, until it comes to the leader.
@@ -25,9 +25,10 @@ use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    approvals::{self, Desk},
     book::Book,
     controller::{self, Shared},
-    distribution::{Publisher, Sources, keep_publishing, keep_serving},
+    distribution::{Publisher, Served, Sources, keep_publishing, keep_serving},
     keeper::Keeper,
     lease::{Candidate, Timing},
     mesh::{Member, Revoked},
@@ -168,8 +169,11 @@ impl Leader {
             tasks.spawn(keeper.keep(stop.clone()));
         }
         if let Some((address, members)) = self.distribution.clone() {
-            let publisher = self.publisher.clone();
-            tasks.spawn(keep_serving(address, members, publisher, stop.clone()));
+            let desk = Desk::new(approvals::ApiServer(self.client.clone()));
+            tasks.spawn(approvals::follow(self.client.clone(), desk.clone(), stop.clone()));
+            tasks.spawn(desk.clone().keep_ending(stop.clone()));
+            let served = Served { publisher: self.publisher.clone(), desk };
+            tasks.spawn(keep_serving(address, members, served, stop.clone()));
         }
         tasks.spawn(follow_base(read.cluster_thresholds.clone(), base, changes.clone()));
         tasks.spawn(keep_publishing(

@@ -5,6 +5,7 @@
 //! It removes no protection on its own: what is broken keeps its last good version.
 
 pub mod admission;
+pub mod approvals;
 pub mod book;
 pub mod certificate;
 pub mod clock;

@@ -43,7 +43,7 @@ macro_rules! kinds {
         })*
     };
 }
-kinds!(namespaced AgentPolicy AgentIdentity TrustThreshold AgentUpstream; cluster ClusterAgentPolicy ClusterTrustThreshold);
+kinds!(namespaced AgentPolicy AgentIdentity TrustThreshold AgentUpstream ApprovalRequest; cluster ClusterAgentPolicy ClusterTrustThreshold);
 
 /// A status with conditions.
 pub trait Status:
@@ -54,15 +54,21 @@ pub trait Status:
 }
 
 macro_rules! status {
-    ($($type:ident),*) => {$(
-        impl Status for aegis_resources::status::$type {
+    ($($type:path),*) => {$(
+        impl Status for $type {
             fn common(&mut self) -> &mut CommonStatus {
                 &mut self.common
             }
         }
     )*};
 }
-status!(PolicyStatus, IdentityStatus, ThresholdStatus, UpstreamStatus);
+status!(
+    aegis_resources::status::PolicyStatus,
+    aegis_resources::status::IdentityStatus,
+    aegis_resources::status::ThresholdStatus,
+    aegis_resources::status::UpstreamStatus,
+    aegis_resources::approval::ApprovalStatus
+);
 
 /// An object of kind `K`.
 #[derive(Clone)]

@@ -1,4 +1,4 @@
-//! The webhook server: TLS with a certificate that is exchanged while it runs, and two paths.
+//! The webhook server: TLS with a certificate that is exchanged while it runs, and three paths.
 //!
 //! Bodies are bounded and read whole before they are judged; what is not an AdmissionReview gets
 //! 400, which the API server takes as a refusal.
@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admission::{self, Answer, Cluster, Request, Review},
+    clock,
     inject::InjectConfig,
     metrics::Metrics,
     refusals::RefusedPod,
@@ -99,11 +100,12 @@ pub struct Webhooks<C> {
 }
 
 impl<C: Cluster> Webhooks<C> {
-    /// The two paths.
+    /// The three paths.
     pub fn router(self) -> Router {
         Router::new()
             .route("/inject", post(inject::<C>))
             .route("/validate", post(validate::<C>))
+            .route("/answer", post(answer::<C>))
             .layer(DefaultBodyLimit::max(MAX_REVIEW_BYTES))
             .with_state(Arc::new(self))
     }
@@ -180,6 +182,16 @@ async fn validate<C: Cluster>(State(hooks): State<Arc<Webhooks<C>>>, body: Bytes
     response
 }
 
+async fn answer<C: Cluster>(State(hooks): State<Arc<Webhooks<C>>>, body: Bytes) -> Response {
+    let started = Instant::now();
+    let response = match read(&body) {
+        Err(message) => (StatusCode::BAD_REQUEST, message).into_response(),
+        Ok(request) => written(&request, &admission::approval::stamp(&request, clock::now())),
+    };
+    hooks.count("answer", response.status(), started);
+    response
+}
+
 /// Serves until `stop`; then lets open requests end.
 ///
 /// # Errors
@@ -208,12 +220,15 @@ mod tests {
     use tokio::net::TcpStream;
 
     use super::*;
-    use crate::{admission::User, certificate};
+    use crate::{
+        admission::{Permission, User},
+        certificate,
+    };
 
     struct Yes;
 
     impl Cluster for Yes {
-        async fn may_sponsor(&self, _: &User, _: &str, _: &str) -> Result<bool, String> {
+        async fn may(&self, _: &User, _: Permission, _: &str, _: &str) -> Result<bool, String> {
             Ok(true)
         }
 

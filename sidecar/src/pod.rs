@@ -5,6 +5,7 @@
 //! sensitive actions, without the ledger not at all where records are strict.
 
 mod admin;
+pub mod approvals;
 mod journal;
 mod options;
 mod state;
@@ -104,6 +105,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
 
     let operator = channel(&options.operator, "operator", &source, authority.revocations())?;
     let mut in_force = InForce::new(Arc::clone(&kernel), Arc::clone(&caught), agent, admin.clone());
+    tasks.spawn(approvals::ask(operator.clone(), Arc::clone(&kernel), following.clone()));
     let until = following.clone();
     tasks.spawn(async move {
         let clock = system_clock();

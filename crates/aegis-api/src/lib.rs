@@ -4,6 +4,7 @@
 //! When changing this: adding an optional member is compatible; renaming or removing one is not
 //! and needs a new path under `/v2`.
 
+pub mod approvals;
 pub mod authority;
 pub mod client;
 pub mod control;

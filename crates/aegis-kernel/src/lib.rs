@@ -469,6 +469,7 @@ impl Kernel {
                 draft.approval = Some(id.clone());
                 draft.action = record::action_members(request.action, &action.to_string());
                 self.journal.append(draft).await?.await?;
+                self.announce_change();
                 judgement.allow(Reason::Approved);
                 Ok(Some(id))
             }
@@ -583,7 +584,15 @@ impl Kernel {
     /// Every approval that is remembered, the newest first.
     #[must_use]
     pub fn approvals(&self) -> Vec<Case> {
-        let mut cases: Vec<Case> = self.approvals.lock().cases().cloned().collect();
+        self.approvals_where(|_| true)
+    }
+
+    /// Those approvals that `wanted` is true of, the newest first.
+    #[must_use]
+    pub fn approvals_where(&self, wanted: impl Fn(&Case) -> bool) -> Vec<Case> {
+        let book = self.approvals.lock();
+        let mut cases: Vec<Case> = book.cases().filter(|case| wanted(case)).cloned().collect();
+        drop(book);
         cases.sort_by_key(|case| std::cmp::Reverse(case.approval.request.requested_at));
         cases
     }

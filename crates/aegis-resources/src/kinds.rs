@@ -288,15 +288,9 @@ pub struct AgentUpstreamObjectSpec(pub AgentUpstreamSpec);
     category = "aegis",
     status = "ApprovalStatus",
     derive = "PartialEq",
-    doc = "A view of an action that waits for a human. Answer with `aegis approvals`; editing this object answers nothing.",
+    doc = "An action that waits for a human. Answer with `kubectl patch agapr NAME --type=merge -p '{\"spec\":{\"answer\":\"approve\"}}'`, or with `deny`; that takes the verb `approve` on approvalrequests.",
     printcolumn(
-        name = "Phase",
-        type_ = "string",
-        json_path = ".status.phase",
-        description = "Where it stands"
-    ),
-    printcolumn(
-        name = "Requester",
+        name = "Agent",
         type_ = "string",
         json_path = ".spec.requester",
         description = "Who wants to act"
@@ -314,12 +308,32 @@ pub struct AgentUpstreamObjectSpec(pub AgentUpstreamSpec);
         description = "By what"
     ),
     printcolumn(
+        name = "Needed",
+        type_ = "integer",
+        json_path = ".spec.quorum",
+        description = "How many approvers must agree"
+    ),
+    printcolumn(
+        name = "State",
+        type_ = "string",
+        json_path = ".status.state",
+        description = "How it stands"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".spec.reason",
+        description = "Why a person is asked",
+        priority = 1
+    ),
+    printcolumn(
         name = "Expires",
         type_ = "string",
         json_path = ".spec.expiresAt",
-        description = "When it is denied by itself"
-    ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+        description = "When it is denied by itself",
+        priority = 1
+    )
 )]
 #[serde(transparent)]
 pub struct ApprovalRequestObjectSpec(pub ApprovalRequestSpec);

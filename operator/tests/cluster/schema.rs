@@ -1,7 +1,7 @@
 //! What the API server takes, and what it says to what it does not take.
 
 use serde::Deserialize as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::fixture::{apply, cluster, namespace};
 
@@ -52,13 +52,36 @@ async fn what_is_asked_for_cannot_be_changed() {
     let Some(client) = cluster().await else { return };
     let namespace = namespace(&client).await;
     let text = include_str!("resources.yaml");
-    let mut request: Value = text
+    let request: Value = text
         .split("---\n")
         .find(|part| part.starts_with("# accepted") && part.contains("kind: ApprovalRequest"))
         .map(|part| serde_yaml_ng::from_str(part).unwrap())
         .unwrap();
     apply(&client, &namespace, &request).await.unwrap();
-    request["spec"]["server"] = "another".into();
-    let refused = apply(&client, &namespace, &request).await.unwrap_err().to_string();
-    assert!(refused.contains("the agent has to ask again"), "{refused}");
+    let refused = async |spec: Value| {
+        let changed = json!({ "apiVersion": request["apiVersion"], "kind": request["kind"], "metadata": request["metadata"], "spec": spec });
+        apply(&client, &namespace, &changed).await.err().map(|error| error.to_string())
+    };
+    for (member, value) in request["spec"].as_object().unwrap() {
+        let mut spec = request["spec"].clone();
+        spec[member] = match value {
+            Value::Number(_) => 9.into(),
+            _ => Value::String(match member.as_str() {
+                "action" => "sha256:".to_owned() + &"0".repeat(64),
+                "enforcedBy" | "requester" => "spiffe://acme.example/ns/a/sa/b/agent/c".into(),
+                "expiresAt" => "2098-01-01T00:00:00Z".into(),
+                "sponsor" => "grace@acme.example".into(),
+                _ => "another".into(),
+            }),
+        };
+        let refused = refused(spec).await.unwrap_or_default();
+        assert!(refused.contains("the agent has to ask again"), "{member}: {refused}");
+    }
+    let mut spec = request["spec"].clone();
+    spec.as_object_mut().unwrap().remove("tool");
+    assert!(refused(spec).await.unwrap_or_default().contains("the agent has to ask again"));
+    // The answer is what may be written; whose it is, and whether, is for admission to say.
+    let mut spec = request["spec"].clone();
+    spec["answer"] = "approve".into();
+    assert_eq!(refused(spec).await, None);
 }

@@ -5,7 +5,10 @@ use std::{net::SocketAddr, sync::Arc};
 use aegis_api::distribution::Verifier;
 use aegis_core::thresholds::Thresholds;
 use aegis_identity::{Revocations, source::SvidSource};
-use aegis_operator::distribution::{Content, Publisher, serve};
+use aegis_operator::{
+    approvals::Desk,
+    distribution::{Content, Publisher, Served, serve},
+};
 use ed25519_dalek::SigningKey;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -15,6 +18,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    approvals::Board,
     authority::Authority,
     follower::{Heard, OPERATOR, PATIENCE, SIDECAR, Sidecar, nothing_revoked, to},
 };
@@ -53,7 +57,8 @@ async fn started_with(
     let address = listener.local_addr().unwrap();
     let (source, publisher, stop) = (Arc::clone(source), publisher.clone(), stop.clone());
     let serving = tokio::spawn(async move {
-        serve(listener, &source, revocations, publisher, stop).await.unwrap();
+        let served = Served { publisher, desk: Desk::new(Board::default()) };
+        serve(listener, &source, revocations, served, stop).await.unwrap();
     });
     (address, serving)
 }

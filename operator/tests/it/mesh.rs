@@ -5,8 +5,9 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use aegis_core::AgentId;
 use aegis_identity::Bundle;
 use aegis_operator::{
+    approvals::Desk,
     book::Book,
-    distribution::{Publisher, Sources, keep_publishing, keep_serving},
+    distribution::{Publisher, Served, Sources, keep_publishing, keep_serving},
     mesh::{Joining, Mesh, MeshConfig, Roots},
     metrics::Metrics,
     object::{Kind, Stored},
@@ -26,6 +27,7 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
+    approvals::Board,
     authority::Authority,
     distribution::{key, verifier},
     follower::{OPERATOR, PATIENCE, SIDECAR, Sidecar, to},
@@ -79,7 +81,9 @@ impl Operator {
         let publisher = Publisher::new(key()).counting(sidecars);
         let address = unused().await;
         let members = mesh.member.clone();
-        tokio::spawn(keep_serving(address, members, publisher.clone(), stop.clone()));
+        let desk = Desk::new(Board::default());
+        let served = Served { publisher: publisher.clone(), desk };
+        tokio::spawn(keep_serving(address, members, served, stop.clone()));
         Self {
             roots: known,
             mesh,

@@ -7,6 +7,7 @@
 )]
 
 mod approvals;
+mod asking;
 mod forwarding;
 mod ledger;
 mod limits;
