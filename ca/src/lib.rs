@@ -24,7 +24,7 @@ pub use attest::{AttestError, Attestor};
 pub use issue::{IssueError, Lifetimes, Signer};
 pub use keystore::{Directory, Store, StoreError};
 pub use listener::{ListenError, WorkloadSocket};
-pub use manager::{AgentSvids, CaConfig, CaError, ComponentSvids, IdentityManager};
+pub use manager::{AgentSvids, Asked, CaConfig, CaError, ComponentSvids, IdentityManager};
 pub use peer::{Peer, PeerError};
 pub use record::{IdentityEvent, JournalRecorder, Recorder, RecorderError, Unrecorded};
 pub use registration::{Registration, RegistrationError, Selector};
