@@ -25,6 +25,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 NAMESPACE, SYSTEM, OUTSIDE = "shop", "aegis-system", "outside"
 DOMAIN = "acme.example"
+# The shortest that there is: every SVID is renewed within half of it.
+SVID_SECONDS = 60
 FOLDERS = [Path(folder) for folder in os.environ["AEGIS_BINARIES"].split(":")]
 
 
@@ -195,7 +197,7 @@ def aegis(kind, name, spec):
 
 IDENTITIES = [
     aegis("AgentIdentity", name, {
-        "sponsor": "kubernetes-admin@acme.example", "serviceAccount": name,
+        "sponsor": "kubernetes-admin@acme.example", "serviceAccount": name, "svidTTLSeconds": SVID_SECONDS,
         "selector": {"kubernetes": {"podLabels": {"app": name}}},
     }) for name in ("client", "server")
 ]  # fmt: skip
@@ -447,9 +449,9 @@ def flipped():
     return under_load("policy", flip)
 
 
-def under_load(what, disturb):
+def under_load(what, disturb, seconds=30):
     """Calls go on while something restarts, and none fails."""
-    with loading(30) as load:
+    with loading(seconds) as load:
         time.sleep(3)
         disturb()
         told = json.loads(load.communicate(timeout=90)[0])
@@ -461,6 +463,48 @@ def restart(name):
     kind = "statefulset" if name == "ledger" else "deployment"
     kubectl("-n", SYSTEM, "rollout", "restart", f"{kind}/aegis-{name}", check=True)
     kubectl("-n", SYSTEM, "rollout", "status", f"{kind}/aegis-{name}", "--timeout=60s", check=True)
+
+
+def svid_expiry(name):
+    """What the sidecar of a pod says, to one who asks as Prometheus does."""
+    asked = f"import urllib.request as u; print(u.urlopen('http://{address(name, NAMESPACE)}:15021/metrics', timeout=5).read().decode())"
+    told = inside("stranger", "-c", asked, namespace=OUTSIDE).stdout
+    return next(int(line.split()[1]) for line in told.splitlines() if line.startswith("aegis_sidecar_svid_expiry_timestamp_seconds "))
+
+
+def rotate():
+    """Both replicas of the CA see the annotation, and one rotates; then every SVID comes from the new authority."""
+    published = lambda: json.loads(control_plane.bundle()["bundle.json"])["spiffe_sequence"]  # noqa: E731
+    secret = lambda: get("secret", "aegis-ca-state", namespace=SYSTEM)["metadata"].get("annotations", {})  # noqa: E731
+    before, roots = published(), control_plane.bundle()["roots.pem"].count("BEGIN CERTIFICATE")
+    kubectl("-n", SYSTEM, "annotate", "secret", "aegis-ca-state", "aegis.dev/rotate=x509", "--overwrite", check=True)
+    within(10, "the annotation's end", lambda: "aegis.dev/rotate" not in secret())
+    at = int(time.time())
+    within(10, "the new bundle", lambda: published() > before)
+    for name in ("client", "server"):
+        within(45, f"a new SVID of {name}", lambda name=name: svid_expiry(name) >= at + SVID_SECONDS)
+    assert published() == before + 1, f"sequence {published()} after {before}: it was rotated more than once"
+    assert control_plane.bundle()["roots.pem"].count("BEGIN CERTIFICATE") == roots + 1
+    events = get("events.events.k8s.io", namespace=SYSTEM)["items"]
+    told = [one["note"] for one in events if one.get("reason") == "Rotated" and one["regarding"]["name"] == "aegis-ca-state"]
+    assert len(told) == 1, told
+
+
+def rotated():
+    control_plane.two()
+    try:
+        return under_load("rotation", rotate, seconds=75)
+    finally:
+        kubectl("-n", SYSTEM, "scale", "deployment/aegis-ca", "--replicas=1", check=True)
+
+
+def joins_later():
+    """Its sidecar is given the new root, and talks with pods that were injected with the old one alone."""
+    apply(pod("joined", "sleep", labels={"app": "client"}, account="client"))
+    shop("wait", "--for=condition=Ready", "pod/joined", "--timeout=60s", check=True)
+    told = call("joined", "read_note", {"name": "joined"})
+    assert told.startswith("ok "), told
+    shop("delete", "pod", "joined", "--wait=false", check=True)
 
 
 def needs(has, *names):
@@ -492,6 +536,8 @@ def calls(report, has):
     report.check("a policy is flipped under load", after(flipped))
     for name in ("operator", "ca", "ledger"):
         report.check(f"a restart of the {name} under load", after(lambda name=name: under_load(name, lambda: restart(name)), parts=("sidecar", "ca", "ledger")))
+    report.check("the CA's authority is rotated under load: no call fails", after(rotated))
+    report.check("a pod that starts after the rotation joins", after(joins_later))
 
 
 def main():
