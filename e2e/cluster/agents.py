@@ -13,6 +13,7 @@ nothing: with it only injection, admission and the redirect are shown, and the r
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -144,12 +145,19 @@ def image(scratch, name, entrypoint, *added):
     return f"{scratch}/{name}.tar"
 
 
+def spiffe_client(scratch):
+    """go-spiffe in a program of its own, for the application's container; nothing without Go."""
+    built = Path(scratch) / "spiffe"
+    command = ["go", "build", "-C", ROOT / "e2e/spiffe", "-o", built, "."]
+    return [f"{built}:usr/local/bin/spiffe"] if shutil.which("go") and run("env", "CGO_ENABLED=0", *command, seconds=300).returncode == 0 else []
+
+
 def images(has):
     nft = run("sh", "-c", "command -v nft || echo /usr/sbin/nft").stdout.strip() + ":usr/local/bin/nft"
     opa = run(ROOT / "e2e/setup.sh", "where", "opa", check=True).stdout.strip() + ":usr/local/bin/opa"
     with tempfile.TemporaryDirectory() as scratch:
         files = [image(scratch, "operator", program("aegis-operator"), opa)]
-        files.append(python_image(scratch, "python", nft))
+        files.append(python_image(scratch, "python", nft, *spiffe_client(scratch)))
         files.append(image(scratch, "curl", Path(run("sh", "-c", "command -v curl").stdout.strip())))
         for name in ("sidecar", "ca", "ledger"):
             if has[name]:
@@ -465,6 +473,54 @@ def restart(name):
     kubectl("-n", SYSTEM, "rollout", "status", f"{kind}/aegis-{name}", "--timeout=60s", check=True)
 
 
+def workload(*commands):
+    """What go-spiffe in the client's container is told on the socket that injection names."""
+    if not shutil.which("go"):
+        raise NotShown("there is no Go to build the SPIFFE client with")
+    found = inside("client", "-c", "import os; print(os.environ['SPIFFE_ENDPOINT_SOCKET'])").stdout.strip()
+    told = shop("exec", "-i", "client", "-c", "app", "--", "/usr/local/bin/spiffe", found, given="\n".join(commands) + "\n")
+    lines = told.stdout.splitlines()
+    assert len(lines) == len(commands) and all(line.startswith("ok ") for line in lines), told.stdout + told.stderr
+    return [line.removeprefix("ok ") for line in lines]
+
+
+def application():
+    x509, jwt = workload("fetch", "jwt ledger")
+    own = f"spiffe://{DOMAIN}/ns/{NAMESPACE}/sa/client/agent/client/workload"
+    assert x509.split()[0] == own and jwt == own, (x509, jwt)
+    done = inside("client", "-c", "import os; os.unlink('/run/aegis/workload.sock')")
+    assert "Read-only file system" in done.stderr, done.stdout + done.stderr
+    return own
+
+
+TURNED_AWAY = """
+import base64, socket, ssl, sys, tempfile
+with tempfile.NamedTemporaryFile() as file:
+    file.write(base64.b64decode(sys.argv[2])); file.flush()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.load_cert_chain(file.name)
+context.set_alpn_protocols(["aegis-mesh/1"])
+with context.wrap_socket(socket.create_connection((sys.argv[1], 8080), 10)) as stream:
+    print("connected", stream.selected_alpn_protocol())
+    try:
+        stream.sendall(b"GET /given-away HTTP/1.1\\r\\nhost: x\\r\\n\\r\\n")
+        print("answered" if stream.recv(1) else "closed")
+    except ssl.SSLError as error:
+        print("refused", error.reason)
+"""
+
+
+def given_away():
+    """The application's SVID, given to somebody elsewhere, opens no door of the mesh."""
+    svid, = workload("export")
+    told = inside("stranger", "-c", TURNED_AWAY, address("server", NAMESPACE), svid, namespace=OUTSIDE)
+    lines = told.stdout.splitlines()
+    assert lines[:1] == ["connected aegis-mesh/1"] and lines[1].startswith("refused "), told.stdout + told.stderr
+    assert "given-away" not in shop("logs", "server", "-c", "app").stdout, "the server saw it"
+    return lines[1]
+
+
 def svid_expiry(name):
     """What the sidecar of a pod says, to one who asks as Prometheus does."""
     asked = f"import urllib.request as u; print(u.urlopen('http://{address(name, NAMESPACE)}:15021/metrics', timeout=5).read().decode())"
@@ -531,6 +587,8 @@ def calls(report, has):
     report.check("an allowed call", after(allowed))
     report.check("a denied tool is refused on the wire with its reason, and the server never saw it", after(denied))
     report.check("a plain client in a pod without a sidecar is refused", after(stranger))
+    report.check("the application gets its own SVIDs from the SPIFFE Workload API", after(application))
+    report.check("the server's sidecar takes the application's SVID for nobody's", after(given_away))
     report.check("deleting the AgentIdentity ends what the client may do, within 5 s", after(revoked))
     report.check("suspending the AgentIdentity ends what the client may do, within 5 s", after(suspended))
     report.check("a policy is flipped under load", after(flipped))

@@ -8,6 +8,7 @@ mod admin;
 mod journal;
 mod options;
 mod state;
+mod workload;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -83,6 +84,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let Joined { authority, source, agent } = joined;
     let (client, followed, until) = (authority.clone(), Arc::clone(&source), following.clone());
     tasks.spawn(async move { client.follow(&followed, until).await });
+    workload::serve(&options, &authority, &agent, &tasks, &following).await?;
 
     let drain = CancellationToken::new();
     let shared = Arc::new(Shared {
