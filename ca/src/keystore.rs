@@ -65,6 +65,20 @@ pub trait Store: Send + Sync + 'static {
     fn reload(&self) -> Result<(), StoreError> {
         Ok(())
     }
+
+    /// Which authority somebody asks to have rotated, in their words; known since the last
+    /// [`reload`](Self::reload). Most stores have nowhere to ask.
+    fn asked(&self) -> Option<String> {
+        None
+    }
+
+    /// As [`write_all`](Self::write_all), and what was asked for is gone with the same write.
+    ///
+    /// # Errors
+    /// As [`write_all`](Self::write_all); what was asked for is still there then.
+    fn answer(&self, pieces: &[(&str, &[u8])]) -> Result<(), StoreError> {
+        self.write_all(pieces)
+    }
 }
 
 /// Why the directory cannot be used.

@@ -4,8 +4,8 @@
 use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use aegis_ca::{
-    CaConfig, Directory, IdentityManager, Lifetimes, Registration, Selector, Unrecorded,
-    WorkloadSocket, federation, kubernetes,
+    Applications, CaConfig, Directory, IdentityManager, Lifetimes, Registration, Selector,
+    Unrecorded, WorkloadSocket, federation, kubernetes,
 };
 use aegis_core::{AgentId, Digest, Sponsor, TrustDomain};
 use aegis_identity::system_clock;
@@ -138,7 +138,7 @@ async fn serve_machine(options: Machine, stop: CancellationToken) -> anyhow::Res
             async move { axum::serve(listener, router).with_graceful_shutdown(stopped).await },
         );
     }
-    socket.serve(manager, stop).await?;
+    socket.serve(Applications::new(manager), stop).await?;
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! The identity manager: issue, verify, revoke, with every issue on record.
 
+mod asked;
+
 use std::{collections::VecDeque, error::Error, fmt, sync::Arc, time::Duration};
 
 use aegis_core::{AgentId, SpiffeId, Sponsor, TrustDomain, identity::InvalidIdentity};
@@ -18,6 +20,8 @@ use crate::{
     Subject, attest::Registrations, issue::serial_of, registration, revoke::RevocationList,
     rotate::Authorities,
 };
+
+pub use asked::Asked;
 
 /// How often the authorities are looked at.
 const ROTATION_INTERVAL: Duration = Duration::from_secs(10);
@@ -350,7 +354,7 @@ impl IdentityManager {
     /// # Errors
     /// When it cannot be written; the old one goes on signing then.
     pub fn rotate(&self, kind: Kind) -> Result<(), CaError> {
-        self.change(|authorities| authorities.force(kind, (self.0.clock)()))
+        self.change(|authorities| authorities.force(kind, false, (self.0.clock)()))
     }
 
     /// Distrusts a retired authority; everything is renewed at once.

@@ -101,6 +101,8 @@ pub(crate) struct Authorities {
 struct Draft {
     state: State,
     new_keys: BTreeMap<String, Zeroizing<Vec<u8>>>,
+    /// Whether it is what somebody asked for in the store.
+    answers: bool,
 }
 
 fn rcgen_error(error: rcgen::Error) -> RotateError {
@@ -154,13 +156,7 @@ impl Authorities {
     /// Does what is due at `now`. Returns whether anything changed.
     pub(crate) fn tick(&mut self, now: Timestamp) -> Result<bool, RotateError> {
         let mut draft = self.draft();
-        for kind in [Kind::Root, Kind::Intermediate, Kind::Jwt] {
-            self.advance(&mut draft, kind, now)?;
-        }
-        draft
-            .state
-            .authorities
-            .retain(|record| record.signs() || now <= record.not_after.plus(CLOCK_SKEW));
+        self.advance_all(&mut draft, now)?;
         if draft.state == self.state {
             return Ok(false);
         }
@@ -168,16 +164,33 @@ impl Authorities {
         Ok(true)
     }
 
-    /// Prepares a new authority of `kind` and lets it sign at once. What the old one signed stays
-    /// valid until the old one is revoked.
-    pub(crate) fn force(&mut self, kind: Kind, now: Timestamp) -> Result<(), RotateError> {
+    fn advance_all(&self, draft: &mut Draft, now: Timestamp) -> Result<(), RotateError> {
+        for kind in [Kind::Root, Kind::Intermediate, Kind::Jwt] {
+            self.advance(draft, kind, now)?;
+        }
+        draft
+            .state
+            .authorities
+            .retain(|record| record.signs() || now <= record.not_after.plus(CLOCK_SKEW));
+        Ok(())
+    }
+
+    /// Prepares a new authority of `kind` and lets it sign at once, with what must follow it, in one
+    /// change. What the old one signed stays valid until the old one is revoked. `asked`: it is what
+    /// somebody asked for in the store, which is gone with this change.
+    pub(crate) fn force(
+        &mut self,
+        kind: Kind,
+        asked: bool,
+        now: Timestamp,
+    ) -> Result<(), RotateError> {
         let mut draft = self.draft();
+        draft.answers = asked;
         draft.state.authorities.retain(|r| !(r.kind == kind && r.status == Status::Prepared));
         self.prepare(&mut draft, kind, now)?;
         activate(&mut draft.state, kind, now);
-        self.commit(draft)?;
-        self.tick(now)?;
-        Ok(())
+        self.advance_all(&mut draft, now)?;
+        self.commit(draft)
     }
 
     /// Distrusts a retired authority: everything under it is to be replaced now.
@@ -265,7 +278,7 @@ impl Authorities {
     }
 
     fn draft(&self) -> Draft {
-        Draft { state: self.state.clone(), new_keys: BTreeMap::new() }
+        Draft { state: self.state.clone(), new_keys: BTreeMap::new(), answers: false }
     }
 
     /// Moves one kind forward, if it is time.
@@ -358,7 +371,10 @@ impl Authorities {
         let mut pieces: Vec<(&str, &[u8])> =
             files.iter().map(|(name, key)| (name.as_str(), *key)).collect();
         pieces.push((STATE, &text));
-        self.store.write_all(&pieces)?;
+        match draft.answers {
+            true => self.store.answer(&pieces)?,
+            false => self.store.write_all(&pieces)?,
+        }
         self.state = draft.state;
         self.keys.append(&mut draft.new_keys);
         let state = &self.state;

@@ -13,6 +13,7 @@ nothing: with it only injection, admission and the redirect are shown, and the r
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 NAMESPACE, SYSTEM, OUTSIDE = "shop", "aegis-system", "outside"
 DOMAIN = "acme.example"
+# The shortest that there is: every SVID is renewed within half of it.
+SVID_SECONDS = 60
 FOLDERS = [Path(folder) for folder in os.environ["AEGIS_BINARIES"].split(":")]
 
 
@@ -142,12 +145,19 @@ def image(scratch, name, entrypoint, *added):
     return f"{scratch}/{name}.tar"
 
 
+def spiffe_client(scratch):
+    """go-spiffe in a program of its own, for the application's container; nothing without Go."""
+    built = Path(scratch) / "spiffe"
+    command = ["go", "build", "-C", ROOT / "e2e/spiffe", "-o", built, "."]
+    return [f"{built}:usr/local/bin/spiffe"] if shutil.which("go") and run("env", "CGO_ENABLED=0", *command, seconds=300).returncode == 0 else []
+
+
 def images(has):
     nft = run("sh", "-c", "command -v nft || echo /usr/sbin/nft").stdout.strip() + ":usr/local/bin/nft"
     opa = run(ROOT / "e2e/setup.sh", "where", "opa", check=True).stdout.strip() + ":usr/local/bin/opa"
     with tempfile.TemporaryDirectory() as scratch:
         files = [image(scratch, "operator", program("aegis-operator"), opa)]
-        files.append(python_image(scratch, "python", nft))
+        files.append(python_image(scratch, "python", nft, *spiffe_client(scratch)))
         files.append(image(scratch, "curl", Path(run("sh", "-c", "command -v curl").stdout.strip())))
         for name in ("sidecar", "ca", "ledger"):
             if has[name]:
@@ -195,7 +205,7 @@ def aegis(kind, name, spec):
 
 IDENTITIES = [
     aegis("AgentIdentity", name, {
-        "sponsor": "kubernetes-admin@acme.example", "serviceAccount": name,
+        "sponsor": "kubernetes-admin@acme.example", "serviceAccount": name, "svidTTLSeconds": SVID_SECONDS,
         "selector": {"kubernetes": {"podLabels": {"app": name}}},
     }) for name in ("client", "server")
 ]  # fmt: skip
@@ -544,9 +554,9 @@ def flipped():
     return under_load("policy", flip)
 
 
-def under_load(what, disturb):
+def under_load(what, disturb, seconds=30):
     """Calls go on while something restarts, and none fails."""
-    with loading(30) as load:
+    with loading(seconds) as load:
         time.sleep(3)
         disturb()
         told = json.loads(load.communicate(timeout=90)[0])
@@ -558,6 +568,96 @@ def restart(name):
     kind = "statefulset" if name == "ledger" else "deployment"
     kubectl("-n", SYSTEM, "rollout", "restart", f"{kind}/aegis-{name}", check=True)
     kubectl("-n", SYSTEM, "rollout", "status", f"{kind}/aegis-{name}", "--timeout=60s", check=True)
+
+
+def workload(*commands):
+    """What go-spiffe in the client's container is told on the socket that injection names."""
+    if not shutil.which("go"):
+        raise NotShown("there is no Go to build the SPIFFE client with")
+    found = inside("client", "-c", "import os; print(os.environ['SPIFFE_ENDPOINT_SOCKET'])").stdout.strip()
+    told = shop("exec", "-i", "client", "-c", "app", "--", "/usr/local/bin/spiffe", found, given="\n".join(commands) + "\n")
+    lines = told.stdout.splitlines()
+    assert len(lines) == len(commands) and all(line.startswith("ok ") for line in lines), told.stdout + told.stderr
+    return [line.removeprefix("ok ") for line in lines]
+
+
+def application():
+    x509, jwt = workload("fetch", "jwt ledger")
+    own = f"spiffe://{DOMAIN}/ns/{NAMESPACE}/sa/client/agent/client/workload"
+    assert x509.split()[0] == own and jwt == own, (x509, jwt)
+    done = inside("client", "-c", "import os; os.unlink('/run/aegis/workload.sock')")
+    assert "Read-only file system" in done.stderr, done.stdout + done.stderr
+    return own
+
+
+TURNED_AWAY = """
+import base64, socket, ssl, sys, tempfile
+with tempfile.NamedTemporaryFile() as file:
+    file.write(base64.b64decode(sys.argv[2])); file.flush()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.load_cert_chain(file.name)
+context.set_alpn_protocols(["aegis-mesh/1"])
+with context.wrap_socket(socket.create_connection((sys.argv[1], 8080), 10)) as stream:
+    print("connected", stream.selected_alpn_protocol())
+    try:
+        stream.sendall(b"GET /given-away HTTP/1.1\\r\\nhost: x\\r\\n\\r\\n")
+        print("answered" if stream.recv(1) else "closed")
+    except ssl.SSLError as error:
+        print("refused", error.reason)
+"""
+
+
+def given_away():
+    """The application's SVID, given to somebody elsewhere, opens no door of the mesh."""
+    svid, = workload("export")
+    told = inside("stranger", "-c", TURNED_AWAY, address("server", NAMESPACE), svid, namespace=OUTSIDE)
+    lines = told.stdout.splitlines()
+    assert lines[:1] == ["connected aegis-mesh/1"] and lines[1].startswith("refused "), told.stdout + told.stderr
+    assert "given-away" not in shop("logs", "server", "-c", "app").stdout, "the server saw it"
+    return lines[1]
+
+
+def svid_expiry(name):
+    """What the sidecar of a pod says, to one who asks as Prometheus does."""
+    asked = f"import urllib.request as u; print(u.urlopen('http://{address(name, NAMESPACE)}:15021/metrics', timeout=5).read().decode())"
+    told = inside("stranger", "-c", asked, namespace=OUTSIDE).stdout
+    return next(int(line.split()[1]) for line in told.splitlines() if line.startswith("aegis_sidecar_svid_expiry_timestamp_seconds "))
+
+
+def rotate():
+    """Both replicas of the CA see the annotation, and one rotates; then every SVID comes from the new authority."""
+    published = lambda: json.loads(control_plane.bundle()["bundle.json"])["spiffe_sequence"]  # noqa: E731
+    secret = lambda: get("secret", "aegis-ca-state", namespace=SYSTEM)["metadata"].get("annotations", {})  # noqa: E731
+    before, roots = published(), control_plane.bundle()["roots.pem"].count("BEGIN CERTIFICATE")
+    kubectl("-n", SYSTEM, "annotate", "secret", "aegis-ca-state", "aegis.dev/rotate=x509", "--overwrite", check=True)
+    within(10, "the annotation's end", lambda: "aegis.dev/rotate" not in secret())
+    at = int(time.time())
+    within(10, "the new bundle", lambda: published() > before)
+    for name in ("client", "server"):
+        within(45, f"a new SVID of {name}", lambda name=name: svid_expiry(name) >= at + SVID_SECONDS)
+    assert published() == before + 1, f"sequence {published()} after {before}: it was rotated more than once"
+    assert control_plane.bundle()["roots.pem"].count("BEGIN CERTIFICATE") == roots + 1
+    events = get("events.events.k8s.io", namespace=SYSTEM)["items"]
+    told = [one["note"] for one in events if one.get("reason") == "Rotated" and one["regarding"]["name"] == "aegis-ca-state"]
+    assert len(told) == 1, told
+
+
+def rotated():
+    control_plane.two()
+    try:
+        return under_load("rotation", rotate, seconds=75)
+    finally:
+        kubectl("-n", SYSTEM, "scale", "deployment/aegis-ca", "--replicas=1", check=True)
+
+
+def joins_later():
+    """Its sidecar is given the new root, and talks with pods that were injected with the old one alone."""
+    apply(pod("joined", "sleep", labels={"app": "client"}, account="client"))
+    shop("wait", "--for=condition=Ready", "pod/joined", "--timeout=60s", check=True)
+    told = call("joined", "read_note", {"name": "joined"})
+    assert told.startswith("ok "), told
+    shop("delete", "pod", "joined", "--wait=false", check=True)
 
 
 def needs(has, *names):
@@ -586,11 +686,15 @@ def calls(report, has):
     report.check("a call that needs a human waits, is approved with kubectl, and goes through", after(approved))
     report.check("one that a human denies is refused, and the server never saw it", after(refused_by_a_human))
     report.check("a plain client in a pod without a sidecar is refused", after(stranger))
+    report.check("the application gets its own SVIDs from the SPIFFE Workload API", after(application))
+    report.check("the server's sidecar takes the application's SVID for nobody's", after(given_away))
     report.check("deleting the AgentIdentity ends what the client may do, within 5 s", after(revoked))
     report.check("suspending the AgentIdentity ends what the client may do, within 5 s", after(suspended))
     report.check("a policy is flipped under load", after(flipped))
     for name in ("operator", "ca", "ledger"):
         report.check(f"a restart of the {name} under load", after(lambda name=name: under_load(name, lambda: restart(name)), parts=("sidecar", "ca", "ledger")))
+    report.check("the CA's authority is rotated under load: no call fails", after(rotated))
+    report.check("a pod that starts after the rotation joins", after(joins_later))
 
 
 def main():

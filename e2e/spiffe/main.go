@@ -1,4 +1,4 @@
-// Command spiffe is a stock SPIFFE workload, built on go-spiffe, for the tests of the CA.
+// Command spiffe is a stock SPIFFE workload, built on go-spiffe, for the tests of the CA and of sidecars.
 //
 // It obeys one line of standard input at a time and answers each with one line on standard output:
 // "ok …" or "error <gRPC code> …".
@@ -7,6 +7,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/base64"
 	"fmt"
 	"os"
 	"strings"
@@ -85,6 +86,17 @@ func obey(ctx context.Context, client *workloadapi.Client, w watcher, first **x5
 			return "", fmt.Errorf("validated as %s here and as %s there", local.ID, remote.ID)
 		}
 		return svid.ID.String(), nil
+	case "export":
+		// What an application could give away: its chain and its key, in PEM.
+		svid, err := client.FetchX509SVID(ctx)
+		if err != nil {
+			return "", err
+		}
+		chain, key, err := svid.Marshal()
+		if err != nil {
+			return "", err
+		}
+		return base64.StdEncoding.EncodeToString(append(chain, key...)), nil
 	case "watch":
 		go func() { _ = client.WatchX509Context(context.Background(), w) }()
 		update, err := next(ctx, w)

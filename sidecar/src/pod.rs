@@ -8,7 +8,9 @@ mod admin;
 pub mod approvals;
 mod journal;
 mod options;
+mod roots;
 mod state;
+mod workload;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -20,7 +22,7 @@ use aegis_api::distribution::{Verifier, follow};
 use aegis_core::{AgentId, Timestamp, decision::Reason};
 use aegis_identity::{SvidSource, source::random_jitter, system_clock};
 use aegis_kernel::{Kernel, State, trust_book};
-use aegis_mesh::{Authority, AuthorityConfig, authority::first_roots, channel};
+use aegis_mesh::{Authority, AuthorityConfig, channel};
 use aegis_policy::PolicyEngine;
 use anyhow::Context as _;
 use prometheus::Registry;
@@ -84,6 +86,8 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let Joined { authority, source, agent } = joined;
     let (client, followed, until) = (authority.clone(), Arc::clone(&source), following.clone());
     tasks.spawn(async move { client.follow(&followed, until).await });
+    workload::serve(&options, &authority, &agent, &tasks, &following).await?;
+    tasks.spawn(roots::keep(options.state.clone(), authority.bundle(), following.clone()));
 
     let drain = CancellationToken::new();
     let shared = Arc::new(Shared {
@@ -148,7 +152,7 @@ async fn join(
     let authority = Authority::new(AuthorityConfig {
         trust_domain: options.trust_domain.clone(),
         address: options.ca.clone(),
-        roots: first_roots(&options.trust_domain, &options.ca_roots)?,
+        roots: roots::first(&options.state, &options.trust_domain, &options.ca_roots)?,
         token: options.token.clone(),
         application: true,
         clock: system_clock(),

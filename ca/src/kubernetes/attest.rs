@@ -16,7 +16,9 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 
 use super::{Cluster, Identities, LookupError};
-use crate::{Registration, limits::Rate};
+use aegis_mesh::limits::Rate;
+
+use crate::Registration;
 
 /// The longest token that is looked at.
 const MAX_TOKEN_BYTES: usize = 16 * 1024;

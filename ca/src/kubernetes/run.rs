@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use super::{
-    ApiServer, AuthorityService, Health, Identities, Journals, Metrics, SecretStore, TokenAttestor,
+    ApiServer, AuthorityService, Health, Identities, Journals, Metrics, Rotation, SecretStore,
+    TokenAttestor,
     bundle::keep_published,
     identities::keep_following,
     journals::MAX_ENTRIES,
@@ -225,8 +226,9 @@ impl Replica {
         serving.spawn(always(manager.clone().keep_rotating()));
         let (namespace, store) = (self.options.namespace.clone(), self.state.store.clone());
         let (watching, told, stopping) = (client.clone(), manager.clone(), stop.clone());
+        let rotation = Rotation::new(client.clone(), &self.options.instance);
         serving.spawn(always(async move {
-            keep_reloading(watching, (&namespace, STATE), store, told, stopping).await;
+            keep_reloading(watching, (&namespace, STATE), store, told, rotation, stopping).await;
         }));
         let (namespace, stopping) = (self.options.namespace.clone(), stop.clone());
         let publishing = client.clone();

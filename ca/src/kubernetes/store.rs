@@ -15,13 +15,15 @@ use std::{
 use k8s_openapi::{
     ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use kube::{Api, Client, Config, api::PostParams};
+use kube::{Api, Client, Config, ResourceExt as _, api::PostParams};
 use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use zeroize::Zeroizing;
 
 use crate::{Store, StoreError};
 
+/// What names the authority that is to be rotated, on the Secret.
+pub const ROTATE: &str = "aegis.dev/rotate";
 /// How long the API server may take for one write.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -115,10 +117,7 @@ impl SecretStore {
         }
     }
 
-    fn change(
-        &self,
-        change: impl FnOnce(&mut BTreeMap<String, ByteString>),
-    ) -> Result<(), StoreError> {
+    fn change(&self, change: impl FnOnce(&mut Secret)) -> Result<(), StoreError> {
         let (api, name) = (self.0.api.clone(), self.0.name.clone());
         let mut held = self.0.held.lock();
         let mut secret = held.clone().unwrap_or_else(|| Secret {
@@ -126,7 +125,7 @@ impl SecretStore {
             ..Secret::default()
         });
         secret.metadata.managed_fields = None;
-        change(secret.data.get_or_insert_default());
+        change(&mut secret);
         let params = PostParams::default();
         let written = match secret.metadata.resource_version {
             Some(_) => self.wait(async move { api.replace(&name, &params, &secret).await }),
@@ -155,21 +154,35 @@ impl Store for SecretStore {
     }
 
     fn write_all(&self, pieces: &[(&str, &[u8])]) -> Result<(), StoreError> {
-        self.change(|data| {
-            for (name, bytes) in pieces {
-                data.insert((*name).to_owned(), ByteString(bytes.to_vec()));
-            }
-        })
+        self.change(|secret| put(secret, pieces))
     }
 
     fn remove(&self, name: &str) -> Result<(), StoreError> {
-        self.change(|data| {
-            data.remove(name);
+        self.change(|secret| {
+            secret.data.get_or_insert_default().remove(name);
         })
     }
 
     fn reload(&self) -> Result<(), StoreError> {
         self.refresh().map(drop)
+    }
+
+    fn asked(&self) -> Option<String> {
+        self.0.held.lock().as_ref()?.annotations().get(ROTATE).cloned()
+    }
+
+    fn answer(&self, pieces: &[(&str, &[u8])]) -> Result<(), StoreError> {
+        self.change(|secret| {
+            secret.annotations_mut().remove(ROTATE);
+            put(secret, pieces);
+        })
+    }
+}
+
+fn put(secret: &mut Secret, pieces: &[(&str, &[u8])]) {
+    let data: &mut BTreeMap<_, _> = secret.data.get_or_insert_default();
+    for (name, bytes) in pieces {
+        data.insert((*name).to_owned(), ByteString(bytes.to_vec()));
     }
 }
 

@@ -9,24 +9,29 @@ use kube::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{SecretStore, TokenAttestor};
+use super::{SecretStore, TokenAttestor, rotation::Rotation, store::ROTATE};
 use crate::IdentityManager;
 
-/// Takes over what other replicas write into the Secret `name`, until `stop`.
+/// Takes over what other replicas write into the Secret `name`, and rotates what is asked for there,
+/// until `stop`.
 pub async fn keep_reloading(
     client: Client,
     (namespace, name): (&str, &str),
     store: SecretStore,
     manager: IdentityManager,
+    rotation: Rotation,
     stop: CancellationToken,
 ) {
     let api: Api<Secret> = Api::namespaced(client, namespace);
     let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let events = watcher(api, only).default_backoff().take_until(stop.cancelled_owned());
+    let events = watcher(api, only).default_backoff().take_until(stop.clone().cancelled_owned());
     tokio::pin!(events);
     while let Some(event) = events.next().await {
         match event {
             Ok(watcher::Event::Apply(secret) | watcher::Event::InitApply(secret)) => {
+                if secret.annotations().contains_key(ROTATE) {
+                    rotation.answer(&manager, &secret, &stop).await;
+                }
                 // Its own writes come back too.
                 if secret.resource_version() != store.version() {
                     reload(manager.clone()).await;

@@ -12,16 +12,25 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use aegis_ca::{
     CaConfig, CaError, IdentityManager, Kind, Lifetimes, RotateError, Store as _, StoreError,
     Subject, Unrecorded,
-    kubernetes::{ApiServer, Attested, Identities, SecretStore, TokenAttestor, identities},
+    kubernetes::{
+        ApiServer, Attested, Identities, Rotation, SecretStore, TokenAttestor, identities,
+        watch::keep_reloading,
+    },
 };
 use aegis_identity::system_clock;
 use k8s_openapi::{
-    api::core::v1::{Namespace, Pod},
+    api::{
+        core::v1::{Namespace, Pod, Secret},
+        events::v1::Event,
+    },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{
     Api, Client, Config,
-    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Request},
+    api::{
+        ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams,
+        Request,
+    },
     config::{KubeConfigOptions, Kubeconfig},
     runtime::{conditions, wait::await_condition},
 };
@@ -94,6 +103,67 @@ async fn replicas_share_a_secret_and_overwrite_nothing() {
     let svid = second.issue_component("operator").await.unwrap();
     assert!(first.verify(svid.chain()).is_ok());
     assert!(open().names().unwrap().contains(&"state.json".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_annotation_rotates_once_and_is_told_of() {
+    let Some((config, client, namespace)) = cluster().await else { return };
+    let name = "aegis-ca-state";
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), &namespace);
+    let stop = CancellationToken::new();
+    let mut replicas = Vec::new();
+    for number in 0..2 {
+        let store = SecretStore::open(config.clone(), &namespace, name).unwrap();
+        let manager = ca(store.clone()).unwrap();
+        let rotation = Rotation::new(client.clone(), &format!("replica-{number}"));
+        let (client, namespace) = (client.clone(), namespace.clone());
+        let (told, stopping) = (manager.clone(), stop.clone());
+        tokio::spawn(async move {
+            keep_reloading(client, (&namespace, name), store, told, rotation, stopping).await;
+        });
+        replicas.push(manager);
+    }
+    let signs = |kind: Kind| -> Vec<String> {
+        let all = replicas[0].authorities().into_iter();
+        all.filter(|one| one.kind == kind).map(|one| one.id).collect()
+    };
+    let annotate = async |value: &str| {
+        let patch = json!({ "metadata": { "annotations": { "aegis.dev/rotate": value } } });
+        secrets.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+        eventually("the annotation's end", async || {
+            let secret = secrets.get(name).await.unwrap();
+            !secret.metadata.annotations.unwrap_or_default().contains_key("aegis.dev/rotate")
+        })
+        .await;
+    };
+    for (asked, kind) in [("x509", Kind::Root), ("jwt", Kind::Jwt), ("x509", Kind::Root)] {
+        let before = (signs(kind), replicas[0].bundle().sequence());
+        annotate(asked).await;
+        eventually("the same everywhere", async || {
+            let sequence = replicas[0].bundle().sequence();
+            sequence > before.1 && sequence == replicas[1].bundle().sequence()
+        })
+        .await;
+        assert_eq!(replicas[0].bundle().sequence(), before.1 + 1, "it rotates once");
+        assert_eq!(signs(kind).len(), before.0.len() + 1);
+        assert_eq!(replicas[0].authorities(), replicas[1].authorities());
+    }
+    let before = replicas[0].authorities();
+    annotate("everything").await;
+    assert_eq!(replicas[0].authorities(), before);
+    let events: Api<Event> = Api::namespaced(client, &namespace);
+    eventually("an Event about each", async || {
+        let all = events.list(&ListParams::default()).await.unwrap().items;
+        let told = |reason: &str| {
+            let about = all.iter().filter(|event| event.reason.as_deref() == Some(reason));
+            about
+                .filter(|event| event.regarding.as_ref().unwrap().name.as_deref() == Some(name))
+                .count()
+        };
+        told("Rotated") >= 2 && told("UnknownAuthority") == 1
+    })
+    .await;
+    stop.cancel();
 }
 
 /// A token for a pod, as the kubelet asks for it.

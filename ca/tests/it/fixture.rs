@@ -9,8 +9,8 @@ use std::{
 };
 
 use aegis_ca::{
-    CaConfig, Directory, IdentityEvent, IdentityManager, Lifetimes, Recorder, RecorderError,
-    Registration, Selector, WorkloadSocket,
+    Applications, CaConfig, Directory, IdentityEvent, IdentityManager, Lifetimes, Recorder,
+    RecorderError, Registration, Selector, WorkloadSocket,
 };
 use aegis_core::{AgentId, Sponsor};
 use aegis_identity::system_clock;
@@ -81,7 +81,7 @@ pub(crate) async fn start() -> Running {
     let manager = manager(&directory, &log);
     let socket = WorkloadSocket::bind(directory.path().join("api/workload.sock")).await.unwrap();
     let (endpoint, stop) = (socket.endpoint(), CancellationToken::new());
-    tokio::spawn(socket.serve(manager.clone(), stop.clone()));
+    tokio::spawn(socket.serve(Applications::new(manager.clone()), stop.clone()));
     Running { manager, log, endpoint, stop, directory }
 }
 

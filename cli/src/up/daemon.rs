@@ -7,7 +7,7 @@ mod upstreams;
 use std::{collections::BTreeMap, fs, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use aegis_audit::{Draft, Kind, Location, Outcome};
-use aegis_ca::{IdentityManager, WorkloadSocket};
+use aegis_ca::{Applications, IdentityManager, WorkloadSocket};
 use aegis_core::{Timestamp, TrustDomain};
 use aegis_kernel::{Kernel, State, trust_book};
 use aegis_policy::{Compiler, ModuleCache, Opa, PolicyState, PolicyStatus};
@@ -207,7 +207,8 @@ impl Daemon {
         tasks.spawn(guesses.keep_recording(Arc::clone(&self.kernel), self.drain.clone()));
         tasks.spawn(Arc::clone(&self).keep_current());
         if let Some(workload) = self.workload.lock().take() {
-            let serving = workload.serve(self.authority.clone(), self.drain.clone());
+            let serving =
+                workload.serve(Applications::new(self.authority.clone()), self.drain.clone());
             tasks.spawn(async move {
                 if let Err(error) = serving.await {
                     tracing::error!(%error, "the Workload API has stopped");

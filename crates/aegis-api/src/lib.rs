@@ -11,5 +11,6 @@ pub mod control;
 pub mod distribution;
 pub mod frame;
 pub mod journal;
+pub mod workload;
 
 pub use client::{Client, ClientError};

@@ -41,6 +41,9 @@ pub struct Options {
     /// Where the journal is until the ledger has it
     #[arg(long, env = "AEGIS_STATE", default_value = "/var/lib/aegis")]
     pub state: PathBuf,
+    /// Where the application is served the SPIFFE Workload API
+    #[arg(long, env = "AEGIS_WORKLOAD_SOCKET", default_value = "/run/aegis/workload.sock")]
+    pub workload_socket: PathBuf,
     /// The pod's UID: each of its journals is named after it
     #[arg(long, env = "POD_UID")]
     pub pod_uid: String,

@@ -13,13 +13,15 @@ use aegis_audit::{
     query::Filter,
 };
 use aegis_ca::{
-    CaConfig, Directory, IdentityManager, Lifetimes, Registration, Selector, Subject, Unrecorded,
+    Applications, CaConfig, Directory, IdentityManager, Lifetimes, Registration, Selector, Subject,
+    Unrecorded,
 };
 use aegis_core::{AgentId, decision::Reason};
 use aegis_identity::{
     Fetched, PeerRule, SvidFetcher, SvidSource, system_clock, tls::client_config,
 };
 use aegis_kernel::Kernel;
+use aegis_mesh::workload::Source as _;
 use aegis_sidecar::{
     Attest, Attested, MESH_PROTOCOL, Reachable, Route, Shared,
     metrics::Metrics,
@@ -353,6 +355,13 @@ async fn only_sidecars_of_the_trust_domain_are_peers() {
     assert!(!is_answered(&mesh, &agent, &[]).await, "it has not said that it is a sidecar");
     assert!(!is_answered(&mesh, &agent, &[b"h2"]).await);
     let agent: AgentId = AGENT.parse().unwrap();
+    let manager = &mesh.authority.manager;
+    let registration = manager.registration(&agent).unwrap();
+    let applications = Applications::new(manager.clone());
+    let (svid, bundle, _) = applications.svid(&registration).await.unwrap();
+    assert_eq!(*svid.id(), agent.workload());
+    let application = fixed(Fetched { svid, bundle }).await;
+    assert!(!is_answered(&mesh, &application, &[MESH_PROTOCOL]).await, "an application");
     let svid = mesh.authority.manager.issue_component("ledger").await.unwrap();
     let component = Fetched { svid, bundle: mesh.authority.manager.bundle() };
     let component = fixed(component).await;

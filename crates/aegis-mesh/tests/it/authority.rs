@@ -6,7 +6,7 @@ use aegis_api::authority::proto::{
     FollowTrustRequest, IssueJwtRequest, IssueRequest, Issued, IssuedJwt, Trust,
     authority_server::{Authority as Service, AuthorityServer},
 };
-use aegis_identity::{SvidSource, system_clock, tls::open_server_config};
+use aegis_identity::{JwtSigner, SvidSource, system_clock, tls::open_server_config};
 use aegis_mesh::{Authority, AuthorityConfig, AuthorityError, authority::first_roots, serve_tls};
 use futures::{Stream, StreamExt as _};
 use parking_lot::Mutex;
@@ -18,16 +18,16 @@ use tonic::{Request, Response, Status, service::Routes};
 
 use crate::fixture::{AGENT, Root, domain, listener, until};
 
-const CA: &str = "spiffe://acme.example/aegis/ca";
+pub(crate) const CA: &str = "spiffe://acme.example/aegis/ca";
 const TOKEN: &str = "a-token";
 
 #[derive(Clone)]
-struct Ca {
-    root: Arc<Mutex<Arc<Root>>>,
-    trust: watch::Sender<Trust>,
+pub(crate) struct Ca {
+    pub(crate) root: Arc<Mutex<Arc<Root>>>,
+    pub(crate) trust: watch::Sender<Trust>,
 }
 
-fn trust(bundle: &aegis_identity::Bundle, revoked: &[&str]) -> Trust {
+pub(crate) fn trust(bundle: &aegis_identity::Bundle, revoked: &[&str]) -> Trust {
     Trust {
         bundle: bundle.to_jwks().unwrap(),
         revoked_serials: vec![],
@@ -65,8 +65,12 @@ impl Service for Ca {
         &self,
         request: Request<IssueJwtRequest>,
     ) -> Result<Response<IssuedJwt>, Status> {
-        let token = request.into_inner().audience.join(",");
-        Ok(Response::new(IssuedJwt { token, expires_at: 7_000_000 }))
+        let audience = request.into_inner().audience;
+        let (id, now) = (format!("{AGENT}/workload").parse().unwrap(), system_clock()());
+        let key = self.root.lock().issuer.key().serialize_der();
+        let signer = JwtSigner::from_pkcs8(&key).unwrap();
+        let svid = signer.sign(&id, &audience, now, Duration::from_secs(300)).unwrap();
+        Ok(Response::new(IssuedJwt { token: svid.token, expires_at: svid.expires.as_micros() }))
     }
 
     type FollowTrustStream = Pin<Box<dyn Stream<Item = Result<Trust, Status>> + Send>>;
@@ -79,12 +83,12 @@ impl Service for Ca {
     }
 }
 
-struct World {
-    root: Arc<Root>,
-    ca: Ca,
-    config: AuthorityConfig,
+pub(crate) struct World {
+    pub(crate) root: Arc<Root>,
+    pub(crate) ca: Ca,
+    pub(crate) config: AuthorityConfig,
     token: tempfile::NamedTempFile,
-    stop: CancellationToken,
+    pub(crate) stop: CancellationToken,
 }
 
 impl Drop for World {
@@ -94,7 +98,7 @@ impl Drop for World {
 }
 
 /// A CA that shows the SVID of `id`.
-async fn world(id: &str) -> World {
+pub(crate) async fn world(id: &str) -> World {
     let root = Arc::new(Root::new(1));
     let ca = Ca {
         root: Arc::new(Mutex::new(Arc::clone(&root))),
@@ -118,7 +122,9 @@ async fn world(id: &str) -> World {
     World { root, ca, config, token, stop }
 }
 
-async fn source(authority: &Authority) -> Result<SvidSource, aegis_identity::source::SourceError> {
+pub(crate) async fn source(
+    authority: &Authority,
+) -> Result<SvidSource, aegis_identity::source::SourceError> {
     SvidSource::start(Arc::new(authority.clone()), system_clock(), Arc::new(|| 0)).await
 }
 
@@ -131,7 +137,9 @@ async fn the_ca_signs_keys_that_are_made_here() {
     let application = authority.application().borrow().clone().unwrap();
     assert_eq!(application.id().as_str(), format!("{AGENT}/workload"));
     let (jwt, expires) = authority.issue_jwt(vec!["x".into()]).await.unwrap();
-    assert_eq!((jwt.as_str(), expires.as_secs()), ("x", 7));
+    let claims = aegis_identity::jwt::verify_jwt(&jwt, "x", &world.root.bundle, system_clock()());
+    assert_eq!(claims.unwrap().id.as_str(), format!("{AGENT}/workload"));
+    assert!(expires > system_clock()());
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::{error::Error, net::SocketAddr, sync::Arc, time::Duration};
 
 use aegis_core::{Timestamp, TrustDomain};
 use aegis_identity::{
-    Bundle, Fetched, Revocations, SvidFetcher, SvidSource, X509Svid, system_clock,
+    Bundle, Fetched, JwtSigner, Revocations, SvidFetcher, SvidSource, X509Svid, system_clock,
 };
 use futures::future::BoxFuture;
 use rcgen::{
@@ -20,7 +20,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Root {
     pub(crate) bundle: Bundle,
     pub(crate) pem: String,
-    issuer: Issuer<'static, KeyPair>,
+    /// It signs JWT-SVIDs too.
+    pub(crate) issuer: Issuer<'static, KeyPair>,
 }
 
 fn date(time: Timestamp) -> OffsetDateTime {
@@ -45,7 +46,9 @@ impl Root {
         let root = params.self_signed(&key).unwrap();
         let (pem, der) = (root.pem(), root.der().clone());
         let hint = Duration::from_secs(300);
-        let bundle = Bundle::new(domain(), vec![der], vec![], sequence, hint).unwrap();
+        let jwt = JwtSigner::from_pkcs8(&key.serialize_der()).unwrap();
+        let keys = vec![jwt.public().clone()];
+        let bundle = Bundle::new(domain(), vec![der], keys, sequence, hint).unwrap();
         Self { bundle, pem, issuer: Issuer::new(params, key) }
     }
 

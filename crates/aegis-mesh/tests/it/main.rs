@@ -8,3 +8,5 @@ mod fixture;
 mod serving;
 #[cfg(test)]
 mod shipping;
+#[cfg(test)]
+mod workload;

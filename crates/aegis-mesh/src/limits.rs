@@ -1,4 +1,4 @@
-//! What one user and one process may ask of the Workload API, so that none starves the others.
+//! What one caller may ask and hold, so that none starves the others.
 
 use std::{collections::HashMap, hash::Hash, sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ const MAX_TRACKED: usize = 16_384;
 
 /// A request rate per key: so many at once, then one per interval.
 #[derive(Debug)]
-pub(crate) struct Rate<K: Eq + Hash = u32> {
+pub struct Rate<K: Eq + Hash = u32> {
     interval: Duration,
     burst: u32,
     /// When the allowance of each key is whole again.
@@ -18,13 +18,16 @@ pub(crate) struct Rate<K: Eq + Hash = u32> {
 }
 
 impl<K: Eq + Hash> Rate<K> {
-    pub(crate) fn new(per_second: u32, burst: u32) -> Self {
+    /// So many per second, after so many at once.
+    #[must_use]
+    pub fn new(per_second: u32, burst: u32) -> Self {
         let interval = Duration::from_secs(1) / per_second.max(1);
         Self { interval, burst, whole_at: Mutex::default() }
     }
 
     /// Takes one request from the allowance of `key`, if there is one left.
-    pub(crate) fn take(&self, key: K) -> bool {
+    #[must_use]
+    pub fn take(&self, key: K) -> bool {
         let now = Instant::now();
         let mut whole_at = self.whole_at.lock();
         if whole_at.len() >= MAX_TRACKED {
@@ -41,24 +44,28 @@ impl<K: Eq + Hash> Rate<K> {
 
 /// A number of things that a key may hold at a time.
 #[derive(Debug)]
-pub(crate) struct Held<K: Eq + Hash> {
+pub struct Held<K: Eq + Hash> {
     most: usize,
     held: Arc<Mutex<HashMap<K, usize>>>,
 }
 
 /// One of them, given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Hold<K: Eq + Hash> {
+pub struct Hold<K: Eq + Hash> {
     key: K,
     held: Arc<Mutex<HashMap<K, usize>>>,
 }
 
 impl<K: Eq + Hash + Copy> Held<K> {
-    pub(crate) fn new(most: usize) -> Self {
+    /// So many for each key.
+    #[must_use]
+    pub fn new(most: usize) -> Self {
         Self { most, held: Arc::default() }
     }
 
-    pub(crate) fn take(&self, key: K) -> Option<Hold<K>> {
+    /// One more for `key`, if it may.
+    #[must_use]
+    pub fn take(&self, key: K) -> Option<Hold<K>> {
         let mut held = self.held.lock();
         let count = held.entry(key).or_default();
         if *count >= self.most {

@@ -1,7 +1,7 @@
 //! The unix socket of the Workload API.
 //!
-//! Anybody on the machine may connect (mode 0666): the socket's mode could only tell users apart,
-//! while attestation tells agents of one user apart, so it alone decides. The directory must not be
+//! Anybody who sees it may connect (mode 0666): the socket's mode could only tell users apart, while
+//! a source recognises agents of one user, so it alone decides. The directory must not be
 //! writable by others, because whoever can replace the socket can hand out identities of their own.
 
 use std::{
@@ -25,12 +25,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::Connected};
 
-use crate::{
-    IdentityManager,
-    limits::{Held, Hold},
-    peer::Peer,
-    workload_api::{WorkloadApi, proto::FILE_DESCRIPTORS},
-};
+use aegis_api::workload::FILE_DESCRIPTORS;
+
+use super::{Source, WorkloadApi};
+use crate::limits::{Held, Hold};
 
 /// Connections of one user at a time.
 const MAX_CONNECTIONS: usize = 256;
@@ -77,16 +75,20 @@ pub struct WorkloadSocket {
 }
 
 /// A connection whose peer the kernel has named.
-#[derive(Debug)]
-struct PeerStream {
+struct PeerStream<P> {
     stream: UnixStream,
-    info: PeerInfo,
+    peer: Arc<P>,
     _hold: Hold<u32>,
 }
 
 /// Who is at the other end, for the handlers.
-#[derive(Debug, Clone)]
-pub(crate) struct PeerInfo(pub(crate) Arc<Peer>);
+pub(super) struct Connection<P>(pub(super) Arc<P>);
+
+impl<P> Clone for Connection<P> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ListenError {
     let path = path.to_owned();
@@ -103,6 +105,16 @@ impl WorkloadSocket {
         if let Some(directory) = path.parent() {
             prepare_directory(directory)?;
         }
+        Self::bind_within(path).await
+    }
+
+    /// As [`bind`](Self::bind), in a folder whose mode says nothing: a pod's volume that is given to
+    /// everybody else to read only.
+    ///
+    /// # Errors
+    /// When something else is at that path, or the folder is not there.
+    pub async fn bind_within(path: impl Into<PathBuf>) -> Result<Self, ListenError> {
+        let path = path.into();
         remove_stale(&path).await?;
         let listener = UnixListener::bind(&path).map_err(io_error("bind", &path))?;
         fs::set_permissions(&path, Permissions::from_mode(0o666))
@@ -122,20 +134,21 @@ impl WorkloadSocket {
         format!("unix://{}", self.path.display())
     }
 
-    /// Serves the Workload API of `manager` until `stop` is cancelled.
+    /// Serves the Workload API with what `source` has until `stop` is cancelled.
     ///
     /// # Errors
     /// When the server cannot run.
     pub async fn serve(
         self,
-        manager: IdentityManager,
+        source: impl Source,
         stop: CancellationToken,
     ) -> Result<(), ListenError> {
         let descriptors = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(FILE_DESCRIPTORS)
         };
-        let api = WorkloadApi::new(manager, stop.clone());
+        let source = Arc::new(source);
+        let api = WorkloadApi::new(Arc::clone(&source), stop.clone());
         Server::builder()
             .max_concurrent_streams(MAX_CONCURRENT)
             .concurrency_limit_per_connection(MAX_CONCURRENT as usize)
@@ -144,15 +157,16 @@ impl WorkloadSocket {
             .add_service(api.into_service())
             .add_service(descriptors().build_v1()?)
             .add_service(descriptors().build_v1alpha()?)
-            .serve_with_incoming_shutdown(self.accept(stop.clone()), stop.cancelled())
+            .serve_with_incoming_shutdown(self.accept(source, stop.clone()), stop.cancelled())
             .await?;
         Ok(())
     }
 
-    fn accept(
+    fn accept<S: Source>(
         &self,
+        source: Arc<S>,
         stop: CancellationToken,
-    ) -> impl Stream<Item = io::Result<PeerStream>> + use<> {
+    ) -> impl Stream<Item = io::Result<PeerStream<S::Peer>>> + use<S> {
         let listener = Arc::clone(&self.listener);
         let (send, accepted) = mpsc::channel(16);
         let held = Held::new(MAX_CONNECTIONS);
@@ -171,7 +185,7 @@ impl WorkloadSocket {
                         continue;
                     }
                 };
-                let Some(accepted) = identified(stream, &held) else { continue };
+                let Some(accepted) = identified(&*source, stream, &held) else { continue };
                 if send.send(Ok(accepted)).await.is_err() {
                     return;
                 }
@@ -182,19 +196,24 @@ impl WorkloadSocket {
 }
 
 /// A connection that the kernel vouches for; any other is dropped.
-fn identified(stream: UnixStream, held: &Held<u32>) -> Option<PeerStream> {
-    let peer = match Peer::of(&stream) {
+fn identified<S: Source>(
+    source: &S,
+    stream: UnixStream,
+    held: &Held<u32>,
+) -> Option<PeerStream<S::Peer>> {
+    let peer = match source.connected(&stream) {
         Ok(peer) => peer,
         Err(error) => {
             tracing::info!(%error, "a connection to the Workload API was dropped");
             return None;
         }
     };
-    let Some(hold) = held.take(peer.uid()) else {
-        tracing::warn!(uid = peer.uid(), "a user holds too many connections to the Workload API");
+    let user = S::user(&peer);
+    let Some(hold) = held.take(user) else {
+        tracing::warn!(user, "a user holds too many connections to the Workload API");
         return None;
     };
-    Some(PeerStream { stream, info: PeerInfo(Arc::new(peer)), _hold: hold })
+    Some(PeerStream { stream, peer: Arc::new(peer), _hold: hold })
 }
 
 fn prepare_directory(directory: &Path) -> Result<(), ListenError> {
@@ -233,15 +252,15 @@ impl Drop for WorkloadSocket {
     }
 }
 
-impl Connected for PeerStream {
-    type ConnectInfo = PeerInfo;
+impl<P: Send + Sync + 'static> Connected for PeerStream<P> {
+    type ConnectInfo = Connection<P>;
 
-    fn connect_info(&self) -> PeerInfo {
-        self.info.clone()
+    fn connect_info(&self) -> Connection<P> {
+        Connection(Arc::clone(&self.peer))
     }
 }
 
-impl AsyncRead for PeerStream {
+impl<P> AsyncRead for PeerStream<P> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -251,7 +270,7 @@ impl AsyncRead for PeerStream {
     }
 }
 
-impl AsyncWrite for PeerStream {
+impl<P> AsyncWrite for PeerStream<P> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
