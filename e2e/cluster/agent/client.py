@@ -2,7 +2,8 @@
 
     client.py URL TOOL [JSON]           one call; prints `ok TEXT`, `refused TEXT` or `unreachable TEXT`
     client.py URL --mixed SECONDS       calls what is allowed and what is denied in turn; prints nothing
-    client.py URL --load SECONDS        calls read_note over and over; prints how many worked, when the last did, and what failed
+    client.py URL --load SECONDS        calls read_note until it works and prints `working`; then over and over, and prints
+                                        how many worked, when the last did, and what failed
 """
 
 import asyncio
@@ -27,7 +28,14 @@ async def call(url, tool, arguments):
 
 
 async def load(url, seconds):
-    end, worked, last, failed = time.monotonic() + seconds, 0, 0, {}
+    worked, last, failed = 0, 0, {}
+    patience = time.monotonic() + 60
+    while (await call(url, "read_note", {"name": "load"}))[0] != "ok":
+        if time.monotonic() > patience:
+            break
+    else:
+        print("working", flush=True)
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         kind, text = await call(url, "read_note", {"name": "load"})
         if kind == "ok":
