@@ -23,8 +23,9 @@ use tonic::transport::Channel;
 
 use super::Options;
 
-/// How long the ledger may take to acknowledge an entry that something waits for.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the ledger may take to acknowledge an entry that something waits for: longer than its
+/// restart, and shorter than clients wait.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// How many entries that the ledger has are held at least before they are let go.
 const FORGET: u64 = 512;
