@@ -1,7 +1,8 @@
 //! The pod's record: a journal of its own for each start, on its way to the cluster's ledger.
 //!
-//! Each journal file is an incarnation: `<SPIFFE ID>#<pod UID>-<number>`. What an earlier start has
-//! left is shipped too, and removed once the ledger has all of it.
+//! Each journal file is an incarnation: `<SPIFFE ID>#<pod UID>-<UUID>`. The file's number does not name it:
+//! what an earlier start has left is shipped too, and removed once the ledger has all of it, and the
+//! number is free again.
 
 use std::{
     fs,
@@ -63,7 +64,7 @@ impl Ledger {
         let left = journals(&options.state)?;
         let number = left.iter().filter_map(|path| number_of(path)).max().unwrap_or(0) + 1;
         let path = options.state.join(format!("journal-{number}.db"));
-        let name = format!("{agent}#{}-{number}", options.pod_uid);
+        let name = format!("{agent}#{}-{}", options.pod_uid, uuid::Uuid::now_v7());
         let signer = Signer::load_or_create(&options.state.join("journal.key"), agent.as_str())?;
         let (acknowledged, size) = watch::channel(0);
         let mut opening = JournalOptions::new(name, signer);

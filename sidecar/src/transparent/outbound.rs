@@ -3,14 +3,13 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use aegis_core::{AgentId, decision::Reason};
-use aegis_identity::PeerRule;
 use aegis_resources::AgentUpstreamSpec;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
 use hyper::body::Incoming;
 use tokio::net::TcpStream;
 
 use super::{
-    Transparent, mesh, plain,
+    Transparent, plain,
     routes::Key,
     server_name,
     sort::{Sorted, Speaks, sort},
@@ -130,9 +129,7 @@ impl Transparent {
             }
             return Ok(Server::Agent(self.own.agent.clone(), Direct::Plain(destination)));
         }
-        let agent = self.peers.at(destination).await?;
-        let rule = PeerRule::exactly(agent.spiffe_id().clone());
-        let mesh = mesh(&self.own, rule).map_err(|_| Reason::UpstreamUnverified)?;
+        let (agent, mesh) = self.peers.at(destination, &self.own).await?;
         Ok(Server::Agent(agent, Direct::Mesh(destination, mesh)))
     }
 

@@ -8,10 +8,12 @@ use std::{
 };
 
 use aegis_core::{AgentId, decision::Reason};
+use aegis_identity::PeerRule;
 use aegis_resources::upstream::ToolPins;
 use http::HeaderValue;
 use parking_lot::Mutex;
 
+use super::{Own, mesh};
 use crate::{
     Route,
     direct::{Direct, Mesh},
@@ -97,10 +99,18 @@ impl Routes {
     }
 }
 
+/// Somebody who was met.
+struct Met {
+    agent: AgentId,
+    /// Accepts that agent and nobody else.
+    mesh: Arc<Mesh>,
+    at: Instant,
+}
+
 /// Who answers where.
 pub(super) struct Peers {
     anybody: Arc<Mesh>,
-    known: Mutex<HashMap<SocketAddr, (AgentId, Instant)>>,
+    known: Mutex<HashMap<SocketAddr, Met>>,
 }
 
 impl Peers {
@@ -109,16 +119,20 @@ impl Peers {
         Self { anybody, known: Mutex::default() }
     }
 
-    /// Which agent's sidecar answers at `destination`.
+    /// Which agent's sidecar answers at `destination`, and how to reach that one alone.
     ///
     /// # Errors
     /// When nobody does, or it cannot prove that it is an agent's.
-    pub(super) async fn at(&self, destination: SocketAddr) -> Result<AgentId, Reason> {
+    pub(super) async fn at(
+        &self,
+        destination: SocketAddr,
+        own: &Own,
+    ) -> Result<(AgentId, Arc<Mesh>), Reason> {
         let now = Instant::now();
-        if let Some((agent, met)) = self.known.lock().get(&destination)
-            && now.saturating_duration_since(*met) < BELIEVED
+        if let Some(met) = self.known.lock().get(&destination)
+            && now.saturating_duration_since(met.at) < BELIEVED
         {
-            return Ok(agent.clone());
+            return Ok((met.agent.clone(), Arc::clone(&met.mesh)));
         }
         let direct = Direct::Mesh(destination, Arc::clone(&self.anybody));
         let (_, peer) = direct.connect().await.map_err(|error| {
@@ -131,15 +145,18 @@ impl Peers {
             }
         })?;
         let peer = peer.ok_or(Reason::ServerUnknown)?;
+        let rule = PeerRule::exactly(peer.id.clone());
+        let mesh = mesh(own, rule).map_err(|_| Reason::UpstreamUnverified)?;
         let agent = AgentId::try_from(peer.id).map_err(|_| Reason::ServerUnknown)?;
         let mut known = self.known.lock();
         if known.len() >= MAX_PEERS {
-            known.retain(|_, (_, met)| now.saturating_duration_since(*met) < BELIEVED);
+            known.retain(|_, met| now.saturating_duration_since(met.at) < BELIEVED);
         }
         if known.len() < MAX_PEERS {
-            known.insert(destination, (agent.clone(), now));
+            let met = Met { agent: agent.clone(), mesh: Arc::clone(&mesh), at: now };
+            known.insert(destination, met);
         }
-        Ok(agent)
+        Ok((agent, mesh))
     }
 
     /// Somebody else answers there now.
