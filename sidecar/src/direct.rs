@@ -2,22 +2,32 @@
 //! another pod over mutual TLS.
 //!
 //! Whoever answers elsewhere has to show the SVID that is expected, and to speak to sidecars: what
-//! it says is said by its sidecar. A connection ends with the peer's SVID.
+//! it says is said by its sidecar. A connection ends with the peer's SVID, in the middle of a call if
+//! there is one; so it is given no new call for some time before.
 
 use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
 
-use aegis_identity::{Clock, PeerIdentity, Revocations, tls::peer_identity};
+use aegis_identity::{PeerIdentity, Revocations, SvidSource, tls::peer_identity};
 use aegis_mesh::PeerBound;
-use http::Uri;
+use bytes::Bytes;
+use http::{Request, Response, Uri};
+use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper_util::{
-    client::legacy::connect::{Connected, Connection},
+    client::legacy::{
+        Client, Error,
+        connect::{Connected, Connection, capture_connection},
+    },
     rt::TokioIo,
 };
 use rustls::{ClientConfig, pki_types::ServerName};
@@ -25,6 +35,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     sync::watch,
+    time::Instant,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -48,8 +59,8 @@ pub(crate) struct Mesh {
     pub(crate) config: Arc<ClientConfig>,
     /// Who is revoked.
     pub(crate) revocations: watch::Receiver<Arc<Revocations>>,
-    /// Tells the time.
-    pub(crate) clock: Clock,
+    /// The SVID that is shown, and the time.
+    pub(crate) source: Arc<SvidSource>,
 }
 
 /// An established connection.
@@ -57,7 +68,22 @@ pub(crate) enum DirectStream {
     /// In the clear.
     Plain(TcpStream),
     /// To a peer.
-    Mesh(Box<PeerBound<TlsStream<TcpStream>>>),
+    Mesh(Box<PeerBound<TlsStream<TcpStream>>>, Retirement),
+}
+
+/// When a connection is given no further call.
+#[derive(Clone)]
+pub(crate) struct Retirement {
+    at: Instant,
+    awaited: Arc<AtomicBool>,
+}
+
+impl Retirement {
+    /// After three quarters of what is left. The last quarter is for calls under way: a renewal at half
+    /// of a lifetime leaves them an eighth of it.
+    fn after(left: Duration) -> Self {
+        Self { at: Instant::now() + left / 4 * 3, awaited: Arc::default() }
+    }
 }
 
 impl Direct {
@@ -74,16 +100,43 @@ impl Direct {
         let Self::Mesh(_, mesh) = self else { return Ok((DirectStream::Plain(stream), None)) };
         // The verifier looks at the SPIFFE ID; SNI is off.
         let name = ServerName::try_from("aegis").map_err(io::Error::other)?;
+        // Read before it is shown: a renewal in between makes it end later, not earlier.
+        let own = mesh.source.current().map_err(io::Error::other)?.svid.not_after();
         let stream = TlsConnector::from(Arc::clone(&mesh.config)).connect(name, stream).await?;
         if stream.get_ref().1.alpn_protocol() != Some(MESH_PROTOCOL) {
             return Err(io::Error::other("who answers has an SVID and is no sidecar"));
         }
         let peer =
             peer_identity(stream.get_ref().1.peer_certificates()).map_err(io::Error::other)?;
-        let (revocations, clock) = (mesh.revocations.clone(), Arc::clone(&mesh.clock));
-        let bound = PeerBound::new(stream, peer.clone(), revocations, clock);
-        Ok((DirectStream::Mesh(Box::new(bound)), Some(peer)))
+        let clock = mesh.source.clock();
+        let retirement = Retirement::after(own.min(peer.not_after).since(clock()));
+        let bound = PeerBound::new(stream, peer.clone(), mesh.revocations.clone(), clock);
+        Ok((DirectStream::Mesh(Box::new(bound), retirement), Some(peer)))
     }
+}
+
+/// Sends `request` on a connection that is kept, or on a new one, and sees to it that the connection is
+/// given no call after its retirement.
+///
+/// # Errors
+/// Why there is no answer.
+pub(crate) async fn ask(
+    client: &Client<Direct, Full<Bytes>>,
+    mut request: Request<Full<Bytes>>,
+) -> Result<Response<Incoming>, Error> {
+    let connection = capture_connection(&mut request);
+    let mut response = client.request(request).await?;
+    if let Some(retirement) = response.extensions_mut().remove::<Retirement>()
+        && !retirement.awaited.swap(true, Ordering::Relaxed)
+    {
+        tokio::spawn(async move {
+            tokio::time::sleep_until(retirement.at).await;
+            if let Some(connected) = connection.connection_metadata().as_ref() {
+                connected.poison();
+            }
+        });
+    }
+    Ok(response)
 }
 
 impl tower::Service<Uri> for Direct {
@@ -103,7 +156,10 @@ impl tower::Service<Uri> for Direct {
 
 impl Connection for DirectStream {
     fn connected(&self) -> Connected {
-        Connected::new()
+        match self {
+            Self::Plain(_) => Connected::new(),
+            Self::Mesh(_, retirement) => Connected::new().extra(retirement.clone()),
+        }
     }
 }
 
@@ -115,7 +171,7 @@ impl AsyncRead for DirectStream {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Mesh(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Mesh(stream, _) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
 }
@@ -128,7 +184,7 @@ impl AsyncWrite for DirectStream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Mesh(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Mesh(stream, _) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
@@ -139,7 +195,7 @@ impl AsyncWrite for DirectStream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bytes),
-            Self::Mesh(stream) => Pin::new(stream).poll_write_vectored(cx, bytes),
+            Self::Mesh(stream, _) => Pin::new(stream).poll_write_vectored(cx, bytes),
         }
     }
 
@@ -150,14 +206,14 @@ impl AsyncWrite for DirectStream {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Mesh(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Mesh(stream, _) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Mesh(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Mesh(stream, _) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -29,7 +29,7 @@ use hyper_util::{
 use parking_lot::Mutex;
 
 use crate::{
-    direct::Direct,
+    direct::{self, Direct},
     exchange::Exchange,
     listing::{Ask, Unlisted},
     oauth,
@@ -40,6 +40,9 @@ use crate::{
 
 /// How long a connection to an upstream may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection to an application is kept without a call. Common servers close theirs after
+/// five seconds, and a call that meets the close is lost.
+const DIRECT_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Where an HTTP upstream is, and how it is reached.
 pub struct Target {
@@ -149,7 +152,9 @@ impl Target {
     pub(crate) fn direct(direct: Direct, host: HeaderValue, path: &str) -> Result<Self, Reason> {
         let uri = Uri::builder().scheme("http").authority("direct").path_and_query(path).build();
         let uri = uri.map_err(|_| Reason::MalformedMessage)?;
-        Ok(Self { client: Reach::Direct(pooled().build(direct)), uri, host, credential: None })
+        let idle = DIRECT_IDLE_TIMEOUT;
+        let client = Reach::Direct(pooled().pool_idle_timeout(idle).build(direct));
+        Ok(Self { client, uri, host, credential: None })
     }
 
     /// The path of the upstream, under which Aegis serves it too.
@@ -215,7 +220,7 @@ impl Target {
         let answering = async {
             match &self.client {
                 Reach::Web(client) => client.request(request).await,
-                Reach::Direct(client) => client.request(request).await,
+                Reach::Direct(client) => direct::ask(client, request).await,
             }
         };
         match tokio::time::timeout(timeout, answering).await {

@@ -246,7 +246,7 @@ fn mesh(own: &Own, rule: PeerRule) -> Result<Arc<Mesh>, TlsError> {
     Ok(Arc::new(Mesh {
         config: Arc::new(config),
         revocations: own.revocations.clone(),
-        clock: own.source.clock(),
+        source: Arc::clone(&own.source),
     }))
 }
 

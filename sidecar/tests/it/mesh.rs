@@ -18,7 +18,7 @@ use aegis_ca::{
 };
 use aegis_core::{AgentId, decision::Reason};
 use aegis_identity::{
-    Fetched, PeerRule, SvidFetcher, SvidSource, system_clock, tls::client_config,
+    Clock, Fetched, PeerRule, SvidFetcher, SvidSource, system_clock, tls::client_config,
 };
 use aegis_kernel::Kernel;
 use aegis_mesh::workload::Source as _;
@@ -68,11 +68,18 @@ impl Attest for Nobody {
 /// A CA of its own for each test.
 struct Authority {
     manager: IdentityManager,
+    /// The pods' clock.
+    clock: Clock,
     _folder: tempfile::TempDir,
 }
 
 impl Authority {
     fn new() -> Self {
+        Self::at(system_clock())
+    }
+
+    /// With pods whose clock is `clock`; the CA's own is the machine's.
+    fn at(clock: Clock) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = CaConfig {
             trust_domain: "acme.example".parse().unwrap(),
@@ -89,19 +96,21 @@ impl Authority {
             ttl: None,
         });
         manager.register(registered.into()).unwrap();
-        Self { manager, _folder: folder }
+        Self { manager, clock, _folder: folder }
     }
 
     async fn source(&self, id: &str) -> Arc<SvidSource> {
         let sponsor = "ada@acme.example".parse().unwrap();
         let fetcher = Arc::new(self.manager.svids_of(id.parse().unwrap(), sponsor));
-        Arc::new(SvidSource::start(fetcher, system_clock(), Arc::new(|| 0)).await.unwrap())
+        let clock = Arc::clone(&self.clock);
+        Arc::new(SvidSource::start(fetcher, clock, Arc::new(|| 0)).await.unwrap())
     }
 }
 
 /// One pod: its sidecar, and where its redirect leads.
 struct Pod {
     kernel: Arc<Kernel>,
+    source: Arc<SvidSource>,
     caught: Arc<Transparent>,
     outbound: SocketAddr,
     inbound: SocketAddr,
@@ -136,9 +145,10 @@ impl Pod {
             reachable: Reachable::Everything,
             drain: drain.clone(),
         });
+        let source = authority.source(id).await;
         let own = Own {
             agent: id.parse().unwrap(),
-            source: authority.source(id).await,
+            source: Arc::clone(&source),
             revocations: authority.manager.revocations(),
         };
         let destination = Arc::new(OnceLock::new());
@@ -153,7 +163,17 @@ impl Pod {
         tokio::spawn(serve_outbound(Arc::clone(&caught), outbound));
         tokio::spawn(serve_inbound(Arc::clone(&caught), inbound));
         let (outbound, inbound) = addresses;
-        Self { kernel, caught, outbound, inbound, destination, drain, refusals, _ledger: ledger }
+        Self {
+            kernel,
+            source,
+            caught,
+            outbound,
+            inbound,
+            destination,
+            drain,
+            refusals,
+            _ledger: ledger,
+        }
     }
 
     async fn entries(&self) -> Vec<Entry> {
@@ -202,21 +222,21 @@ impl Mesh {
 
     /// With a server whose port is declared to speak MCP.
     async fn with(of_client: &'static [&'static str], of_server: &'static [&'static str]) -> Self {
-        Self::of(SERVER, of_client, of_server, true).await
+        Self::of(Authority::new(), SERVER, (of_client, of_server), true).await
     }
 
     /// With a server whose port is declared to speak nothing.
     async fn undeclared(policies: &'static [&'static str]) -> Self {
-        Self::of(SERVER, policies, policies, false).await
+        Self::of(Authority::new(), SERVER, (policies, policies), false).await
     }
 
     async fn of(
+        authority: Authority,
         id: &str,
-        of_client: &'static [&'static str],
-        of_server: &'static [&'static str],
+        (of_client, of_server): (&'static [&'static str], &'static [&'static str]),
         declared: bool,
     ) -> Self {
-        let (authority, upstream) = (Authority::new(), Upstream::start().await);
+        let upstream = Upstream::start().await;
         let port = upstream.address.port();
         let probes =
             vec![Probe { port, path: Some("/healthz".into()) }, Probe { port, path: None }];
@@ -402,6 +422,33 @@ async fn revocation_ends_what_is_open() {
     assert_eq!(mesh.upstream.count("tools/call"), 0);
 }
 
+/// The pods' clock is so far ahead that an SVID of a quarter of an hour has six seconds left.
+#[tokio::test]
+async fn no_call_is_cut_because_an_svid_ends() {
+    let ahead = Duration::from_mins(15) - Duration::from_secs(6);
+    let machine = system_clock();
+    let clock: Clock = Arc::new(move || machine().plus(ahead));
+    let mesh = Mesh::of(Authority::at(Arc::clone(&clock)), SERVER, (LAX, LAX), true).await;
+    mesh.upstream.results(json!({ "content": [] }));
+    assert_eq!(mesh.call("echo").await.0, StatusCode::OK);
+    let end = |pod: &Pod| pod.source.current().unwrap().svid.not_after();
+    let ends = end(&mesh.client).min(end(&mesh.server));
+    // Connections are used all the time; the last call begins before that end, and is answered after it.
+    while ends.since(clock()) > Duration::from_secs(1) {
+        assert_eq!(mesh.call("echo").await.0, StatusCode::OK);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    mesh.upstream.answers(move |seen| {
+        let clock = Arc::clone(&clock);
+        async move {
+            tokio::time::sleep(ends.since(clock()) + Duration::from_millis(200)).await;
+            answer(200, &result_for(&seen, &json!({ "content": [] })))
+        }
+    });
+    let (status, said) = mesh.call("echo").await;
+    assert_eq!(status, StatusCode::OK, "{said}");
+}
+
 #[tokio::test]
 async fn the_kubelet_gets_a_status_where_it_was_declared_to_ask() {
     let mesh = Mesh::new().await;
@@ -573,11 +620,11 @@ async fn another_namespaces_server_has_another_name() {
     const OWN: &[&str] = &["match: { servers: [calc] }\nrules: [{ name: calc, effect: allow }]"];
     const ITS: &[&str] =
         &["match: { servers: [evil/calc] }\nrules: [{ name: calc, effect: allow }]"];
-    let mesh = Mesh::of(NAMESAKE, OWN, LAX, true).await;
+    let mesh = Mesh::of(Authority::new(), NAMESAKE, (OWN, LAX), true).await;
     let (_, said) = mesh.call("echo").await;
     assert_eq!(reason(&said), "no_policy_allows", "{said}");
     assert_eq!(mesh.upstream.count("tools/call"), 0);
-    let mesh = Mesh::of(NAMESAKE, ITS, ITS, true).await;
+    let mesh = Mesh::of(Authority::new(), NAMESAKE, (ITS, ITS), true).await;
     mesh.upstream.results(json!({ "content": [] }));
     assert_eq!(mesh.call("echo").await.0, StatusCode::OK);
     assert_eq!(mesh.client.decisions().await[0].1, "evil/calc");
