@@ -34,6 +34,8 @@ async def load(url, seconds):
         if time.monotonic() > patience:
             break
     else:
+        # The first one counts: what is changed from here on may stop the second.
+        worked, last = 1, time.time()
         print("working", flush=True)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
