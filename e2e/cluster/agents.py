@@ -24,7 +24,7 @@ import control_plane
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-NAMESPACE, SYSTEM, OUTSIDE = "shop", "aegis-system", "outside"
+NAMESPACE, SYSTEM, OUTSIDE, RESTRICTED = "shop", "aegis-system", "outside", "strict"
 DOMAIN = "acme.example"
 # The shortest that there is: every SVID is renewed within half of it.
 SVID_SECONDS = 60
@@ -162,13 +162,14 @@ def images(has):
         for name in ("sidecar", "ca", "ledger"):
             if has[name]:
                 files.append(image(scratch, name, program(f"aegis-{name}"), *([nft] if name == "sidecar" else [])))
+        files.append(image(scratch, "node", program("aegis-node"), nft))
         run(HERE / "cluster.sh", "import-image", *files, check=True, seconds=300)
     return f"{len(files)} images"
 
 
 def values(has):
     own = {"repository": "aegis.dev/e2e/", "tag": "1"}
-    named = {name: {**own, "repository": own["repository"] + name} for name in ("operator", "sidecar", "ca", "ledger")}
+    named = {name: {**own, "repository": own["repository"] + name} for name in ("operator", "sidecar", "ca", "ledger", "node")}
     injection = {}
     if not has["sidecar"]:
         named["sidecar"]["repository"] = own["repository"] + "python"
@@ -330,7 +331,7 @@ def inside(name, *arguments, namespace=NAMESPACE, seconds=150):
     return run(*command, seconds=seconds)
 
 
-def ways_round(report, name, standing_in):
+def ways_round(report, name, standing_in, namespace=NAMESPACE):
     """Each way from inside, as its own line. `target` is in no enrolled namespace, so that only the client's own side is tried."""
     control = inside("stranger", "/app/bypass.py", address("target"), "8080", namespace=OUTSIDE)
     reachable = {one["way"] for one in map(json.loads, control.stdout.splitlines()) if one["through"]}
@@ -338,9 +339,9 @@ def ways_round(report, name, standing_in):
         "a pod without a sidecar gets through, so the ways are ways",
         lambda: None if "TCP to the other pod's address and port" in reachable else fail(control.stdout + control.stderr),
     )
-    done = inside(name, "/app/bypass.py", address("target"), "8080")
+    done = inside(name, "/app/bypass.py", address("target"), "8080", namespace=namespace)
     told = [json.loads(line) for line in done.stdout.splitlines()]
-    who = "root" if name == "rooted" else "the agent"
+    who = "root" if name == "rooted" else "the agent" if namespace == NAMESPACE else "the restricted agent"
     for one in told:
         line = f"{who} inside: {one['way']}"
         if one["through"]:
@@ -670,6 +671,61 @@ def joins_later():
     shop("delete", "pod", "joined", "--wait=false", check=True)
 
 
+def restricted(name, script, *arguments, account=None, **more):
+    """A pod as pod security `restricted` wants it."""
+    one = pod(name, script, *arguments, account=account or name, labels={"app": account or name}, **more)
+    one["spec"]["securityContext"] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    one["spec"]["containers"][0]["securityContext"] |= {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    return one
+
+
+def waiting_for_redirect(name):
+    """Whether the pod's sidecar is up, and nothing of the author's has started."""
+    status = get("pod", name, namespace=RESTRICTED)["status"]
+    inits = {one["name"]: one for one in status.get("initContainerStatuses", [])}
+    up = inits.get("aegis-proxy", {}).get("started") and inits["aegis-await"]["state"].get("running")
+    return up and all("waiting" in one["state"] for one in status["containerStatuses"])
+
+
+def node_agent(has):
+    """Where pod security forbids NET_ADMIN, an agent on the node redirects; pods wait for it."""
+    told = values(has)
+    told["injection"]["redirect"] = "node"
+    run("helm", "upgrade", "aegis", ROOT / "charts/aegis", "-n", SYSTEM, "-f", "-", "--wait", "--timeout", "120s",
+        given=json.dumps(told), seconds=180, check=True)  # fmt: skip
+    agent = ["-n", "aegis-node", "rollout", "status", "daemonset/aegis-node", "--timeout=60s"]
+    kubectl(*agent, check=True)
+    kubectl("create", "namespace", RESTRICTED, check=True)
+    kubectl("label", "namespace", RESTRICTED, "aegis.dev/inject=enabled", "pod-security.kubernetes.io/enforce=restricted", check=True)
+    for name in ("client", "server"):
+        apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}, namespace=RESTRICTED)
+    apply(*IDENTITIES, NOTES, namespace=RESTRICTED)
+    apply(restricted("client", "sleep"), restricted("server", "server.py", port=8080), namespace=RESTRICTED)
+    for name in ("client", "server"):
+        kubectl("-n", RESTRICTED, "wait", "--for=condition=Ready", f"pod/{name}", "--timeout=60s", check=True)
+    names = [one["name"] for one in get("pod", "client", namespace=RESTRICTED)["spec"]["initContainers"]]
+    assert names == ["aegis-proxy", "aegis-await"], names
+    url = f"http://{address('server', RESTRICTED)}:8080/mcp"
+    told = inside("client", "/app/client.py", url, "read_note", '{"name": "one"}', namespace=RESTRICTED).stdout
+    assert told.startswith("ok "), told
+    told = inside("client", "/app/client.py", url, "delete_note", '{"name": "one"}', namespace=RESTRICTED).stdout
+    assert told.startswith("refused") and "never deleted" in told, told
+
+
+def node_agent_away():
+    """A pod that was made while the agent was away has not begun, and begins once the agent is back."""
+    nowhere = '{"spec":{"template":{"spec":{"nodeSelector":{"nowhere":"%s"}}}}}'
+    kubectl("-n", "aegis-node", "patch", "daemonset", "aegis-node", "-p", nowhere % "yes", check=True)
+    within(30, "the agent's end", lambda: not get("pods", namespace="aegis-node")["items"])
+    apply(restricted("late", "sleep", account="client"), namespace=RESTRICTED)
+    within(60, "waiting for the agent", lambda: waiting_for_redirect("late"))
+    patch = '[{"op":"remove","path":"/spec/template/spec/nodeSelector"}]'
+    kubectl("-n", "aegis-node", "patch", "daemonset", "aegis-node", "--type=json", "-p", patch, check=True)
+    begun = time.monotonic()
+    kubectl("-n", RESTRICTED, "wait", "--for=condition=Ready", "pod/late", "--timeout=60s", check=True)
+    return f"ready {time.monotonic() - begun:.1f} s after the agent was let back"
+
+
 def needs(has, *names):
     missing = [f"aegis-{name}" for name in names if not has[name]]
     if missing:
@@ -739,6 +795,9 @@ def main():
                 report.check("a datagram from outside does not reach an agent", datagrams)
                 report.check("a token for the CA cannot be made by hand", borrowed_token)
             calls(report, has)
+            if has["sidecar"] and report.check("agents in a namespace of pod security `restricted`, redirected by the node agent", node_agent, has):
+                ways_round(report, "client", standing_in, RESTRICTED)
+                report.check("without the node agent a pod waits before anything of its author's starts", node_agent_away)
             report.check("without the operator nothing new starts in enrolled namespaces, and others are untouched", operator_away)
             report.check("without the webhook the API server itself refuses", webhook_gone)
     finally:

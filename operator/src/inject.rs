@@ -23,6 +23,8 @@ pub const PREFIX: &str = "aegis-";
 pub const PROXY: &str = "aegis-proxy";
 /// The init container that redirects.
 pub const REDIRECT: &str = "aegis-redirect";
+/// The init container that waits until the node agent has redirected.
+pub const AWAIT: &str = "aegis-await";
 /// The volume with the token for the CA; only the sidecar mounts it.
 pub const TOKEN_VOLUME: &str = "aegis-token";
 /// The sidecar's own scratch space; only the sidecar mounts it.
@@ -45,7 +47,8 @@ pub enum Redirect {
     /// By an init container, which needs NET_ADMIN.
     #[default]
     Init,
-    /// By the node agent, for namespaces whose pod security forbids that.
+    /// By the node agent ([`crate::node`]), for namespaces whose pod security forbids that. An init
+    /// container waits for it.
     Node,
 }
 
@@ -160,14 +163,24 @@ pub fn inject(pod: &Value, config: &InjectConfig) -> Result<Injected, Refusal> {
         }
     }
     let inits = list(spec, "initContainers")?;
-    if config.redirect == Redirect::Init {
-        inits.insert(0, sidecar::redirect(config, &declared));
-    }
-    inits.insert(0, sidecar::proxy(config, &declared));
+    let redirect = match config.redirect {
+        Redirect::Init => sidecar::redirect(config, &declared),
+        Redirect::Node => sidecar::await_redirect(config),
+    };
+    inits.splice(0..0, [sidecar::proxy(config, &declared), redirect]);
     list(spec, "volumes")?.extend(sidecar::volumes(config));
     let first = list(spec, "containers")?.first().map(|first| name_of(first).to_owned());
     annotate(members, config, first.as_deref())?;
     Ok(Injected { pod, warnings })
+}
+
+/// The nftables rules of an injected pod, by what it declares.
+///
+/// # Errors
+/// When what it declares cannot be read.
+pub fn redirect_rules(pod: &Value, config: &InjectConfig) -> Result<String, Refusal> {
+    let (declared, _) = declared::read(pod)?;
+    Ok(rules::ruleset(config, &declared))
 }
 
 /// The patch from one pod to the other, as an admission answer carries it.
@@ -185,7 +198,7 @@ fn name_of(value: &Value) -> &str {
 fn without_ours(pod: &mut Value) {
     let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return };
     if let Some(inits) = spec.get_mut("initContainers").and_then(Value::as_array_mut) {
-        inits.retain(|container| ![PROXY, REDIRECT].contains(&name_of(container)));
+        inits.retain(|container| ![PROXY, REDIRECT, AWAIT].contains(&name_of(container)));
     }
     if let Some(volumes) = spec.get_mut("volumes").and_then(Value::as_array_mut) {
         let ours = [TOKEN_VOLUME, STATE_VOLUME, SOCKET_VOLUME];

@@ -19,6 +19,7 @@ mod leader;
 pub mod lease;
 pub mod mesh;
 pub mod metrics;
+pub mod node;
 pub mod object;
 pub mod options;
 pub mod reconcile;

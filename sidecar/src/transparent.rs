@@ -11,6 +11,7 @@
 //! request ([`plain`]). Whatever cannot be looked into, such as TLS of the application's
 //! own or another protocol, ends here and is recorded.
 
+mod awaited;
 mod inbound;
 mod original;
 mod outbound;
@@ -49,6 +50,7 @@ use crate::{
     respond,
 };
 
+pub use awaited::{NotRedirected, await_redirect};
 pub use original::original_destination;
 use routes::{Peers, Routes};
 

@@ -58,7 +58,7 @@ matchLabels: { aegis.dev/inject: enabled }
 matchExpressions:
   - key: kubernetes.io/metadata.name
     operator: NotIn
-    values: {{- append .Values.injection.excludedNamespaces .Release.Namespace | uniq | toYaml | nindent 6 }}
+    values: {{- concat .Values.injection.excludedNamespaces (list .Release.Namespace .Values.nodeAgent.namespace) | uniq | toYaml | nindent 6 }}
 {{- end }}
 
 {{- /* The token by which a component of Aegis gets its SVID. */}}

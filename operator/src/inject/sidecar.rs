@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    Declared, InjectConfig, PROXY, REDIRECT, SOCKET_FOLDER, SOCKET_VOLUME, STATE_VOLUME,
+    AWAIT, Declared, InjectConfig, PROXY, REDIRECT, SOCKET_FOLDER, SOCKET_VOLUME, STATE_VOLUME,
     TOKEN_VOLUME, rules,
 };
 
@@ -82,6 +82,28 @@ pub(super) fn redirect(config: &InjectConfig, declared: &Declared) -> Value {
             "readOnlyRootFilesystem": true,
             "allowPrivilegeEscalation": false,
             "capabilities": { "add": ["NET_ADMIN"], "drop": ["ALL"] },
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+    })
+}
+
+/// What keeps everything of the author's from starting before the node agent has redirected. It is not
+/// the sidecar's user, whose traffic is let through.
+pub(super) fn await_redirect(config: &InjectConfig) -> Value {
+    let user = config.uid.saturating_add(1);
+    json!({
+        "name": AWAIT,
+        "image": config.image,
+        "imagePullPolicy": config.image_pull_policy,
+        "args": ["await-redirect"],
+        "resources": config.resources,
+        "securityContext": {
+            "runAsUser": user,
+            "runAsGroup": user,
+            "runAsNonRoot": true,
+            "readOnlyRootFilesystem": true,
+            "allowPrivilegeEscalation": false,
+            "capabilities": { "drop": ["ALL"] },
             "seccompProfile": { "type": "RuntimeDefault" },
         },
     })

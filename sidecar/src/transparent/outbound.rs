@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use tokio::net::TcpStream;
 
 use super::{
-    Transparent, plain,
+    Transparent, awaited, plain,
     routes::Key,
     server_name,
     sort::{Sorted, Speaks, sort},
@@ -36,6 +36,9 @@ pub(super) async fn connection(caught: Arc<Transparent>, stream: TcpStream) {
         // To the port itself: nothing goes anywhere from there.
         return drop(caught.refuse_stranger(Reason::HostRefused));
     };
+    if awaited::is_asked(destination) {
+        return awaited::answer(stream).await;
+    }
     match spoken(&stream).await {
         Spoken::Http => {
             let drain = caught.shared.drain.clone();

@@ -422,6 +422,18 @@ async fn revocation_ends_what_is_open() {
     assert_eq!(mesh.upstream.count("tools/call"), 0);
 }
 
+#[tokio::test]
+async fn who_asks_whether_it_is_redirected_is_told() {
+    let authority = Authority::new();
+    let own = [15_001].into_iter().collect();
+    let pod = Pod::start(&authority, AGENT, STANDARD, Ports { own, ..Ports::default() }).await;
+    pod.destination.set("192.0.2.1:9".parse().unwrap()).unwrap();
+    let mut asked = TcpStream::connect(pod.outbound).await.unwrap();
+    let mut said = String::new();
+    tokio::time::timeout(PATIENCE, asked.read_to_string(&mut said)).await.unwrap().unwrap();
+    assert_eq!(said, "aegis\n");
+}
+
 /// The pods' clock is so far ahead that an SVID of a quarter of an hour has six seconds left.
 #[tokio::test]
 async fn no_call_is_cut_because_an_svid_ends() {
