@@ -44,8 +44,7 @@ pub(crate) struct Source {
 
 pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
     let cluster = args.cluster.connect().await?;
-    let of_cluster =
-        cluster.map(|cluster| Context { client: cluster.ledger(), format: cx.format });
+    let of_cluster = cluster.map(|cluster| Context { client: cluster.ledger(), format: cx.format });
     let cx = of_cluster.as_ref().unwrap_or(cx);
     match args.command {
         Command::Tail(args) => query::tail(args, cx).await,

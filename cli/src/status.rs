@@ -10,7 +10,9 @@ use crate::{
 
 /// Show how the daemon stands, and what is not covered
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  aegis status --check || echo 'something is broken'\n  aegis status --cluster --check --coverage")]
+#[command(
+    after_help = "Example:\n  aegis status --check || echo 'something is broken'\n  aegis status --cluster --check --coverage"
+)]
 pub(crate) struct Args {
     /// Fail (exit 1) if anything that is configured does not work as it says: a document or policy
     /// that is broken, an upstream that does not listen

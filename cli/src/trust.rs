@@ -11,7 +11,9 @@ use crate::{Context, Outcome, cluster};
 
 /// Show, explain, replay and adjust the trust in agents
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  aegis trust show\n  aegis trust explain buyer\n  aegis trust show --cluster")]
+#[command(
+    after_help = "Example:\n  aegis trust show\n  aegis trust explain buyer\n  aegis trust show --cluster"
+)]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,
@@ -31,7 +33,9 @@ pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
     if let Some(cluster) = args.cluster.connect().await? {
         return match args.command {
             Command::Show(args) => show::of(args, cluster.trust().await?, cx),
-            _ => anyhow::bail!("only `trust show` asks a cluster; for the others name its database"),
+            _ => {
+                anyhow::bail!("only `trust show` asks a cluster; for the others name its database")
+            }
         };
     }
     match args.command {

@@ -21,7 +21,10 @@ use serde::Deserialize;
 use serde_json::json;
 use tower::ServiceExt as _;
 
-use crate::{Ledger, router, trust::{TrustError, Trusted}};
+use crate::{
+    Ledger, router,
+    trust::{TrustError, Trusted},
+};
 
 /// How long the store may take to say that it is there.
 const PATIENCE: Duration = Duration::from_secs(2);

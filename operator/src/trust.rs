@@ -64,7 +64,10 @@ pub async fn follow(
             Ok(()) = members.changed() => continue,
             why = one_stream(&address, &member, &mut heard) => why,
         };
-        tracing::warn!(why, "the ledger does not tell what agents are trusted; what it said last counts");
+        tracing::warn!(
+            why,
+            "the ledger does not tell what agents are trusted; what it said last counts"
+        );
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
@@ -79,11 +82,10 @@ async fn one_stream(
     member: &Member,
     heard: &mut impl FnMut(Vec<(AgentId, Trust)>, u64, bool),
 ) -> String {
-    let channel =
-        match channel(address, "ledger", &member.source, member.authority.revocations()) {
-            Ok(channel) => channel,
-            Err(error) => return error.to_string(),
-        };
+    let channel = match channel(address, "ledger", &member.source, member.authority.revocations()) {
+        Ok(channel) => channel,
+        Err(error) => return error.to_string(),
+    };
     let mut stream = match TrustClient::new(channel).follow(FollowRequest {}).await {
         Ok(response) => response.into_inner(),
         Err(status) => return format!("it does not answer: {}", status.message()),

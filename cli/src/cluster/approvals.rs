@@ -78,16 +78,16 @@ pub(crate) async fn answer(
         "metadata": { "uid": text(&found, "/metadata/uid") },
         "spec": { "answer": word },
     });
-    let uri =
-        format!("{KINDS}/namespaces/{}/approvalrequests/{name}", text(&found, "/metadata/namespace"));
+    let uri = format!(
+        "{KINDS}/namespaces/{}/approvalrequests/{name}",
+        text(&found, "/metadata/namespace")
+    );
     let request = Request::patch(uri)
         .header("content-type", "application/merge-patch+json")
         .body(serde_json::to_vec(&patch)?)?;
-    let answered: Value = cluster
-        .client
-        .request(request)
-        .await
-        .with_context(|| format!("the cluster does not take your answer to {}", full_name(&found)))?;
+    let answered: Value = cluster.client.request(request).await.with_context(|| {
+        format!("the cluster does not take your answer to {}", full_name(&found))
+    })?;
     print(&answered, format)
 }
 

@@ -144,8 +144,8 @@ impl Agent {
 /// What the operator says of `Ready`, for the specification as it is now.
 fn ready(object: &Value) -> (bool, String) {
     let conditions = object.pointer("/status/conditions").and_then(Value::as_array);
-    let ready = conditions
-        .and_then(|all| all.iter().find(|condition| text(condition, "/type") == "Ready"));
+    let ready =
+        conditions.and_then(|all| all.iter().find(|condition| text(condition, "/type") == "Ready"));
     let Some(ready) = ready else {
         return (false, "the operator has not looked at it yet".to_owned());
     };
@@ -196,7 +196,10 @@ async fn coverage(cluster: &Cluster) -> (Vec<String>, Vec<String>) {
             Ok(pods) => {
                 let bare = pods.iter().filter(|pod| runs(pod) && !has_sidecar(pod));
                 not_covered.extend(bare.map(|pod| {
-                    format!("pod {} has no sidecar; delete it, so that it starts anew", full_name(pod))
+                    format!(
+                        "pod {} has no sidecar; delete it, so that it starts anew",
+                        full_name(pod)
+                    )
                 }));
             }
             Err(error) => not_covered.push(format!("unknown what runs in {namespace}: {error:#}")),
@@ -222,7 +225,8 @@ mod tests {
 
     #[test]
     fn status_says_no_more_than_the_operator() {
-        let fresh = json!({ "metadata": { "namespace": "shop", "name": "buyer", "generation": 2 } });
+        let fresh =
+            json!({ "metadata": { "namespace": "shop", "name": "buyer", "generation": 2 } });
         assert!(!agent(&fresh).ready, "nobody has looked at it");
         let mut known = fresh;
         known["status"] = json!({

@@ -22,11 +22,7 @@ pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
 }
 
 /// Shows what the daemon, or a cluster's ledger, has told.
-pub(super) fn of(
-    args: Args,
-    mut views: Vec<TrustView>,
-    cx: &Context,
-) -> anyhow::Result<Outcome> {
+pub(super) fn of(args: Args, mut views: Vec<TrustView>, cx: &Context) -> anyhow::Result<Outcome> {
     if let Some(wanted) = &args.agent {
         let known = views.iter().map(|view| view.agent.clone()).collect();
         let agent = match wanted.starts_with("spiffe://") {
@@ -35,7 +31,9 @@ pub(super) fn of(
         };
         views.retain(|view| view.agent == agent);
         if views.is_empty() {
-            anyhow::bail!("nothing is known of {agent}; it is not registered, or has not acted yet");
+            anyhow::bail!(
+                "nothing is known of {agent}; it is not registered, or has not acted yet"
+            );
         }
     }
     if cx.format == Format::Json {

@@ -119,7 +119,10 @@ mod tests {
         assert_eq!(all.change(1, 12, vec![(agent("y"), trust(7))], false), [agent("y")]);
         assert_eq!(told(&all, first), [agent("y")]);
         assert_eq!(told(&all, 0), [agent("x"), agent("y")]);
-        assert_eq!((all.of(&agent("x")).unwrap().as_of, all.of(&agent("y")).unwrap().as_of), (10, 12));
+        assert_eq!(
+            (all.of(&agent("x")).unwrap().as_of, all.of(&agent("y")).unwrap().as_of),
+            (10, 12)
+        );
         // A ledger that knows nothing of x any more.
         assert_eq!(all.change(1, 1, vec![(agent("y"), trust(7))], true), [agent("x")]);
         assert_eq!(all.of(&agent("x")).unwrap().trust, Trust::default());

@@ -62,8 +62,7 @@ async fn one_stream(
 ) -> String {
     let mut client =
         DistributionClient::new(channel).max_decoding_message_size(MAX_STATEMENT_BYTES + 1024);
-    let request =
-        FollowRequest { serial: verifier.serial(), trust: Some(verifier.trust()) };
+    let request = FollowRequest { serial: verifier.serial(), trust: Some(verifier.trust()) };
     let mut stream = match client.follow(request).await {
         Ok(response) => response.into_inner(),
         Err(status) => return format!("the operator does not answer: {}", status.message()),

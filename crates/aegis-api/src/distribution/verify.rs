@@ -55,7 +55,9 @@ pub enum Refused {
         held: u64,
     },
     /// Older trust than is known.
-    #[error("trust under number {offered} was told, and {held} is known: older trust is never taken")]
+    #[error(
+        "trust under number {offered} was told, and {held} is known: older trust is never taken"
+    )]
     OlderTrust {
         /// Its number.
         offered: u64,
@@ -63,7 +65,9 @@ pub enum Refused {
         held: u64,
     },
     /// Something between what is known and what was told is missing.
-    #[error("what has changed since number {since} was told, and {held} is known; all is asked for again")]
+    #[error(
+        "what has changed since number {since} was told, and {held} is known; all is asked for again"
+    )]
     MissedTrust {
         /// What it continues.
         since: u64,

@@ -253,10 +253,7 @@ async fn no_change_of_the_state_is_lost_to_another() {
 }
 
 fn read_secret() -> Action {
-    Action {
-        server: "vault".into(),
-        ..call_with("read", json!({ "path": "credentials.txt" }))
-    }
+    Action { server: "vault".into(), ..call_with("read", json!({ "path": "credentials.txt" })) }
 }
 
 fn told(a: u64, b: u64) -> [(aegis_core::AgentId, Trust); 1] {
