@@ -19,8 +19,10 @@ const SIDECAR: &str = "aegis-proxy";
 pub(crate) struct ClusterStatus {
     /// The API server.
     server: String,
-    /// The entries of the ledger, or why nobody knows.
-    ledger: Result<u64, String>,
+    /// How many entries the ledger holds; absent where nobody says.
+    entries: Option<u64>,
+    /// Why nobody says; empty where somebody does.
+    ledger_problem: String,
     /// The policies.
     policies: Vec<PolicyStatus>,
     /// The agents.
@@ -73,7 +75,8 @@ impl ClusterStatus {
         let (enrolled, not_covered) = coverage(cluster).await;
         Ok(Self {
             server: cluster.server().to_owned(),
-            ledger: health.map(|health| health.entries).map_err(|error| error.to_string()),
+            entries: health.as_ref().ok().map(|health| health.entries),
+            ledger_problem: health.err().map_or_else(String::new, |error| error.to_string()),
             policies,
             agents: identities.iter().map(agent).collect(),
             enrolled,
@@ -83,7 +86,7 @@ impl ClusterStatus {
 
     /// Whether everything that is configured works as it says.
     pub(crate) fn is_sound(&self) -> bool {
-        self.ledger.is_ok()
+        self.entries.is_some()
             && self.policies.iter().all(|policy| policy.state == "ready")
             && self.agents.iter().all(|agent| agent.ready)
     }
@@ -97,9 +100,9 @@ impl ClusterStatus {
     pub(crate) fn show(&self) -> Text {
         let mut text = Text::new();
         text.field("cluster", &self.server);
-        match &self.ledger {
-            Ok(entries) => text.field("ledger", format!("{entries} entries")),
-            Err(why) => text.toned(Tone::Bad, format!("the ledger is not asked: {why}")),
+        match self.entries {
+            Some(entries) => text.field("ledger", format!("{entries} entries")),
+            None => text.toned(Tone::Bad, format!("the ledger: {}", self.ledger_problem)),
         }
         text.line("");
         if self.policies.is_empty() {

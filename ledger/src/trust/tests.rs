@@ -1,3 +1,5 @@
+//! The fold over many journals, its snapshots and its pages.
+
 use aegis_audit::{Draft, Foreign, Journal, Kind, Options, Outcome};
 use aegis_core::Timestamp;
 use serde_json::json;

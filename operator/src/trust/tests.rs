@@ -1,3 +1,5 @@
+//! When a status shows what agents are trusted.
+
 use aegis_core::trust::{OBSERVATION, Standing};
 use ed25519_dalek::SigningKey;
 
