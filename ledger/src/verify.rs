@@ -16,7 +16,7 @@ use crate::fetch;
 
 /// What is verified, and by what.
 #[derive(Clone, Debug, clap::Args)]
-#[group(id = "log", required = true, args = ["store", "ledger"])]
+#[command(group(clap::ArgGroup::new("log").required(true).args(["store", "ledger"])))]
 pub struct Options {
     /// The log: a SQLite file, or a postgres:// URL. It is only read
     #[arg(long, env = "AEGIS_VERIFY_STORE", hide_env_values = true, conflicts_with = "ledger")]
