@@ -7,6 +7,7 @@ use aegis_core::{
     action::{Action, ActionKind},
     decision::{Reason, Verdict},
     thresholds::Thresholds,
+    trust::Trust,
 };
 use aegis_kernel::{Ending, Record, State, Thresholding};
 use serde_json::json;
@@ -295,7 +296,7 @@ async fn told_trust_below_the_critical_score_quarantines() {
     domain.kernel.told_trust(12, told(2, 2));
     assert_eq!(reason(&domain, call("add")).await, Reason::PolicyAllowed);
     // What happens here counts at once, and does not wait until it is told.
-    for _ in 0..40 {
+    for _ in 0..100 {
         let forbidden = call_with("add", json!({ "word": "forbidden" }));
         let _ = domain.kernel.decide(domain.context(), forbidden).await;
     }
