@@ -56,7 +56,7 @@ class Posterior:
         if risky:  # a' = αa, b' = b + (1 − α)a, in whole thousandths of a
             kept = self.a // 1000 * limits["alpha"]
             self.a, self.b = kept, self.b + self.a - kept
-        if hour != self.hour:
+        if hour > self.hour:  # an hour that is over does not begin again
             self.hour, self.gained = hour, 0
         room = max(0, limits["evidenceCap"] * 1000 - self.gained)
         gain = min(max(risk, 10) * 1000, room)
@@ -98,14 +98,21 @@ def hour_of(timestamp):
 
 
 def fold(entries):
-    agents, limits = {}, dict(DEFAULTS)
+    """What a journal records is weighed with the thresholds that its owner recorded. An agent's own journal says nothing
+    by hand, and nothing good of another agent: the other's own journal has the same call."""
+    agents, owners, latest = {}, {}, dict(DEFAULTS)
     for entry in entries:
         kind, result, detail = entry["kind"], entry["result"], entry.get("detail", {})
+        owner = entry.get("source", "").split("#")[0]
+        limits, by_agent = owners.get(owner, DEFAULTS), AGENT.fullmatch(owner)
         if kind == "configuration":
-            limits = thresholds_of(detail["thresholds"], limits) if "thresholds" in detail else limits
+            if "thresholds" in detail:
+                latest = owners[owner] = thresholds_of(detail["thresholds"], limits)
             continue
         name, risk = entry.get("agent_id"), min(entry.get("risk", 0), 1000)
         if not (isinstance(name, str) and AGENT.fullmatch(name)):
+            continue
+        if by_agent and (kind == "trust_adjusted" or kind == "outcome" and name != owner):
             continue
         if kind == "decision" and result == "deny" and entry.get("reason") in AGAINST:
             agents.setdefault(name, Posterior()).violated(risk)
@@ -114,7 +121,7 @@ def fold(entries):
             agents.setdefault(name, Posterior()).succeeded(risk, risky, hour, limits)
         elif kind == "trust_adjusted" and whole(detail.get("a")) and whole(detail.get("b")):
             agents.setdefault(name, Posterior()).adjusted(detail["a"], detail["b"])
-    return agents, limits
+    return agents, latest
 
 
 def entry_of(line):

@@ -6,7 +6,7 @@ use aegis_api::control::{ApprovalView, VoteRequest};
 use clap::Subcommand;
 
 use crate::{
-    Context, Outcome, log,
+    Context, Outcome, cluster, log,
     output::{self, Format, Text, Tone},
 };
 
@@ -18,6 +18,8 @@ use crate::{
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    cluster: cluster::Args,
 }
 
 #[derive(Debug, Subcommand)]
@@ -66,6 +68,9 @@ pub(crate) struct SecondFactor {
 }
 
 pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
+    if let Some(cluster) = args.cluster.connect().await? {
+        return in_cluster(args.command, &cluster, cx).await;
+    }
     match args.command {
         Command::List { pending } => list(pending, cx).await,
         Command::Show { id } => {
@@ -76,6 +81,26 @@ pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
         Command::Deny(vote) => answer(vote, false, cx).await,
         Command::Enroll(args) => enroll::run(args, cx),
     }
+}
+
+async fn in_cluster(
+    command: Command,
+    cluster: &cluster::Cluster,
+    cx: &Context,
+) -> anyhow::Result<Outcome> {
+    let (vote, approve) = match command {
+        Command::List { pending } => {
+            return cluster::approvals::list(cluster, pending, cx.format).await;
+        }
+        Command::Show { id } => return cluster::approvals::show(cluster, &id, cx.format).await,
+        Command::Approve(vote) => (vote, true),
+        Command::Deny(vote) => (vote, false),
+        Command::Enroll(_) => anyhow::bail!("a cluster takes no one-time codes; use your login"),
+    };
+    if vote.comment.is_some() || vote.factor.totp.is_some() {
+        anyhow::bail!("an answer in a cluster has neither comment nor code; leave them out");
+    }
+    cluster::approvals::answer(cluster, &vote.id, approve, cx.format).await
 }
 
 fn path(id: &str) -> String {

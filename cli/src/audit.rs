@@ -9,16 +9,18 @@ mod verify;
 use aegis_audit::Location;
 use clap::Subcommand;
 
-use crate::{Context, Outcome};
+use crate::{Context, Outcome, cluster};
 
 /// Read, prove, verify and export the audit log
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  aegis audit tail -f\n  aegis audit verify --database ledger.db --key \"$(cat log.key)\""
+    after_help = "Example:\n  aegis audit tail -f\n  aegis audit query --cluster --result deny\n  aegis audit verify --database ledger.db --key \"$(cat log.key)\""
 )]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    cluster: cluster::Args,
 }
 
 #[derive(Debug, Subcommand)]
@@ -41,6 +43,9 @@ pub(crate) struct Source {
 }
 
 pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
+    let cluster = args.cluster.connect().await?;
+    let of_cluster = cluster.map(|cluster| Context { client: cluster.ledger(), format: cx.format });
+    let cx = of_cluster.as_ref().unwrap_or(cx);
     match args.command {
         Command::Tail(args) => query::tail(args, cx).await,
         Command::Query(args) => query::query(args, cx).await,

@@ -9,6 +9,7 @@ mod agents;
 mod approvals;
 mod audit;
 mod child;
+mod cluster;
 mod completions;
 mod explain;
 mod init;

@@ -4,12 +4,15 @@ use aegis_api::control::Status;
 
 use crate::{
     Context, Outcome,
+    cluster::{self, status::ClusterStatus},
     output::{self, Format, Text, Tone},
 };
 
 /// Show how the daemon stands, and what is not covered
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  aegis status --check || echo 'something is broken'")]
+#[command(
+    after_help = "Example:\n  aegis status --check || echo 'something is broken'\n  aegis status --cluster --check --coverage"
+)]
 pub(crate) struct Args {
     /// Fail (exit 1) if anything that is configured does not work as it says: a document or policy
     /// that is broken, an upstream that does not listen
@@ -18,9 +21,21 @@ pub(crate) struct Args {
     /// With --check: fail also if anything is not covered. On one machine something always is
     #[arg(long, requires = "check")]
     coverage: bool,
+    #[command(flatten)]
+    cluster: cluster::Args,
 }
 
 pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
+    if let Some(cluster) = args.cluster.connect().await? {
+        let status = ClusterStatus::of(&cluster).await?;
+        match cx.format {
+            Format::Json => output::json(&status)?,
+            Format::Text => status.show().print()?,
+        }
+        let uncovered = args.coverage && !status.is_covered();
+        let failed = args.check && (!status.is_sound() || uncovered);
+        return Ok(if failed { Outcome::Failed } else { Outcome::Done });
+    }
     let status: Status = cx.client.get("/v1/status").await?;
     match cx.format {
         Format::Json => output::json(&status)?,

@@ -7,14 +7,18 @@ mod show;
 
 use clap::Subcommand;
 
-use crate::{Context, Outcome};
+use crate::{Context, Outcome, cluster};
 
 /// Show, explain, replay and adjust the trust in agents
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  aegis trust show\n  aegis trust explain buyer")]
+#[command(
+    after_help = "Example:\n  aegis trust show\n  aegis trust explain buyer\n  aegis trust show --cluster"
+)]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    cluster: cluster::Args,
 }
 
 #[derive(Debug, Subcommand)]
@@ -26,6 +30,14 @@ enum Command {
 }
 
 pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
+    if let Some(cluster) = args.cluster.connect().await? {
+        return match args.command {
+            Command::Show(args) => show::of(args, cluster.trust().await?, cx),
+            _ => {
+                anyhow::bail!("only `trust show` asks a cluster; for the others name its database")
+            }
+        };
+    }
     match args.command {
         Command::Show(args) => show::run(args, cx).await,
         Command::Explain(args) => explain::run(args, cx).await,

@@ -6,7 +6,13 @@ use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
-    let files = ["approvals.proto", "authority.proto", "distribution.proto", "journal.proto"];
+    let files = [
+        "approvals.proto",
+        "authority.proto",
+        "distribution.proto",
+        "journal.proto",
+        "trust.proto",
+    ];
     let descriptors = protox::compile(files, ["proto"])?;
     tonic_prost_build::configure().compile_fds(descriptors)?;
     // SPIFFE's own, which others have clients of.

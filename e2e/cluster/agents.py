@@ -433,6 +433,45 @@ def denied():
     return told[:160]
 
 
+def ledger(path):
+    return json.loads(control_plane.raw("services", "aegis-ledger", "http", path))
+
+
+def trust_status():
+    return get("agentidentity", "client").get("status", {}).get("trust")
+
+
+def trusted():
+    """What was refused moves the client's trust: the same in the ledger, in its AgentIdentity, and by a fold that is not Aegis'."""
+    who = f"spiffe://{DOMAIN}/ns/{NAMESPACE}/sa/client/agent/client"
+    before = trust_status() or {"score": 500, "asOf": 0}
+    for _ in range(3):
+        denied()
+    shown = within(30, "a lower score", lambda: (now := trust_status()) and now["asOf"] > before["asOf"] and now["score"] < 500 and now)
+    # The status may be some seconds behind; nobody calls now, so it catches up with the ledger.
+    def agree():
+        told = next(one for one in ledger("/v1/trust")["agents"] if one["agent"] == who)
+        return trust_status()["score"] == told["score"] and told
+    told = within(30, "a status that agrees with the ledger", agree)
+    lines, after = [], None
+    while True:
+        page = ledger("/v1/entries?order=oldest&limit=500" + (f"&after={after}" if after is not None else ""))
+        lines += [json.dumps(one) for one in page["entries"] if one["index"] < told["as_of"]]
+        after = page["next"]
+        if after is None or after >= told["as_of"]:
+            break
+    folded = run(ROOT / "e2e/trust_fold.py", given="\n".join(lines), seconds=60, check=True).stdout
+    own = json.loads(folded)[who]
+    assert (own["a"], own["b"], own["score"]) == (told["a"], told["b"], told["score"]), (own, told)
+    column = shop("get", "agid", "client").stdout
+    assert str(shown["score"]) in column or str(told["score"]) in column, column
+    seen = within(30, "an own entry of that trust", lambda: [
+        one["entry"] for one in ledger("/v1/entries?kind=decision&limit=50")["entries"]
+        if one["entry"].get("agent_id") == who and one["entry"].get("trust_as_of", 0) > before["asOf"] and denied()
+    ])  # fmt: skip
+    return f"score {told['score']} ({shown['standing']}) from {told['as_of']} entries, and a decision as of {seen[0]['trust_as_of']}"
+
+
 def waiting(*states):
     return [one for one in get("approvalrequests")["items"] if one.get("status", {}).get("state") in states]
 
@@ -749,6 +788,7 @@ def calls(report, has):
     report.check("the server's pod is ready: probes pass the sidecar", ready)
     report.check("an allowed call", after(allowed))
     report.check("a denied tool is refused on the wire with its reason, and the server never saw it", after(denied))
+    report.check("denied calls lower the client's trust, in the ledger, its AgentIdentity and an independent fold alike", after(trusted, parts=("sidecar", "ca", "ledger")))
     report.check("a call that needs a human waits, is approved with kubectl, and goes through", after(approved))
     report.check("one that a human denies is refused, and the server never saw it", after(refused_by_a_human))
     report.check("a plain client in a pod without a sidecar is refused", after(stranger))

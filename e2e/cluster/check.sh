@@ -137,7 +137,7 @@ chart() {
   kubectl label namespace aegis-system pod-security.kubernetes.io/{enforce,warn}=restricted
   rendered aegis --set "$all" 2>&1 | tee "$SCRATCH/taken"
   rendered aegis --set "$all",ca.enabled=false,ledger.enabled=false 2>&1 | tee -a "$SCRATCH/taken"
-  rendered aegis --set "$all,ledger.postgres.trial=true" 2>&1 | tee -a "$SCRATCH/taken"
+  rendered aegis --set "$all,ledger.postgres.trial=true,ledger.verifier.volume.size=16Mi" 2>&1 | tee -a "$SCRATCH/taken"
   rendered aegis --set "$all" -f charts/aegis/values-ha.yaml \
     --set ledger.postgres.secretName=ledger,dashboards.enabled=true 2>&1 | tee -a "$SCRATCH/taken"
   rendered aegis --set "$all,ca.enabled=false,ledger.mode=read,ledger.postgres.secretName=ledger" 2>&1 |
@@ -147,6 +147,13 @@ chart() {
   fails helm template aegis charts/aegis --set trustDomain=acme.example,unknown=1
   fails helm template aegis charts/aegis --set "$all,ledger.replicas=2"
   fails helm template aegis charts/aegis --set "$all,ca.enabled=false"
+  fails helm template aegis charts/aegis --set "$all,ledger.verifier.schedule=nightly"
+  # A job of the verifier is told one log: the database, or where only the ledger's pod has it, the ledger.
+  helm template aegis charts/aegis --set "$all" -s templates/ledger/verifier.yaml >"$SCRATCH/verifier"
+  grep -q -- '--ledger=aegis-ledger.' "$SCRATCH/verifier" && fails grep -q AEGIS_VERIFY_STORE "$SCRATCH/verifier"
+  helm template aegis charts/aegis --set "$all,ledger.postgres.secretName=db" -s templates/ledger/verifier.yaml >"$SCRATCH/verifier"
+  grep -q AEGIS_VERIFY_STORE "$SCRATCH/verifier" && fails grep -q -- '--ledger=' "$SCRATCH/verifier"
+  fails helm template aegis charts/aegis --set "$all,ledger.verifier.enabled=false" -s templates/ledger/verifier.yaml
 }
 
 # The chart's policies alone, without the webhook: as if the operator were down. The pods are from before that.

@@ -18,11 +18,14 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+pub mod fetch;
 mod front;
 mod metrics;
 pub mod seed;
 pub mod serve;
 pub mod ship;
+pub mod trust;
+pub mod verify;
 
 /// What the router serves from.
 #[derive(Clone, Debug)]
@@ -47,6 +50,8 @@ impl Ledger {
     /// When the metrics cannot be set up.
     pub fn of_journal(journal: Journal) -> anyhow::Result<Self> {
         let metrics = Arc::new(metrics::Metrics::new()?);
+        let commits = metrics.commits();
+        journal.time_commits(move |took| commits.observe(took.as_secs_f64()));
         Ok(Self { reader: journal.reader().clone(), journal: Some(journal), metrics })
     }
 

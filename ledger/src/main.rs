@@ -1,7 +1,7 @@
 //! `aegis-ledger`: serves an audit log over HTTP, or with `serve` writes the log of a cluster too.
 
 use aegis_audit::{Location, Reader};
-use aegis_ledger::{Ledger, router, serve};
+use aegis_ledger::{Ledger, router, serve, verify};
 use aegis_runtime::LogFormat;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
@@ -27,6 +27,8 @@ struct Arguments {
 enum Command {
     /// Takes the journals of a Kubernetes cluster, one replica at a time, and serves the log
     Serve(serve::Options),
+    /// Verifies a whole log and ends: with success only if nothing in it is wrong
+    Verify(verify::Options),
 }
 
 /// A log that somebody else writes.
@@ -47,6 +49,7 @@ async fn main() -> anyhow::Result<()> {
     let stop = aegis_runtime::shutdown_signal()?;
     match (arguments.command, arguments.read) {
         (Some(Command::Serve(options)), _) => serve::run(options, stop).await,
+        (Some(Command::Verify(options)), _) => verify::run(&options).await,
         (None, Some(read)) => serve_read(read, stop).await,
         (None, None) => anyhow::bail!("say which log to serve with --store"),
     }
@@ -96,5 +99,10 @@ mod tests {
         };
         assert_eq!(options.store, Location::Sqlite("/var/lib/aegis-ledger/ledger.db".into()));
         assert!(parsed(&chart[..9]).is_err(), "no log is named");
+
+        let verify = ["verify", "--ledger=aegis-ledger:9480", "--kept=/var/lib/aegis/checkpoint"];
+        assert!(matches!(parsed(&verify).unwrap().command, Some(Command::Verify(_))));
+        assert!(parsed(&["verify", "--kept=x"]).is_err(), "no log is named");
+        assert!(parsed(&["verify", "--ledger=a:1", "--store=b.db"]).is_err(), "two logs are named");
     }
 }

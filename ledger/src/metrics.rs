@@ -1,7 +1,10 @@
 //! The ledger's metrics, `aegis_ledger_<noun>_<unit>`. No label comes from the wire.
 
 use aegis_audit::Statistics;
-use prometheus::{Encoder as _, Gauge, IntCounter, IntGauge, Registry, TextEncoder};
+use prometheus::{
+    Encoder as _, Histogram, HistogramOpts, IntCounter, IntGauge, Registry, TextEncoder,
+    exponential_buckets,
+};
 
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -20,7 +23,7 @@ struct Journal {
     failed: IntCounter,
     dropped: IntCounter,
     queued: IntGauge,
-    committing: Gauge,
+    committing: Histogram,
 }
 
 impl Metrics {
@@ -36,9 +39,11 @@ impl Metrics {
             registry.register(Box::new(gauge.clone()))?;
             Ok(gauge)
         };
-        let committing = Gauge::new(
-            "aegis_ledger_commit_seconds",
-            "Time this process has spent in committing batches",
+        // From a tenth of a millisecond to three seconds.
+        let buckets = exponential_buckets(0.0001, 2.0, 16)?;
+        let committing = Histogram::with_opts(
+            HistogramOpts::new("aegis_ledger_commit_seconds", "Time of committing a batch")
+                .buckets(buckets),
         )?;
         registry.register(Box::new(committing.clone()))?;
         Ok(Self {
@@ -69,6 +74,11 @@ impl Metrics {
         })
     }
 
+    /// Where each commit of this process' journal is told.
+    pub(crate) fn commits(&self) -> Histogram {
+        self.journal.committing.clone()
+    }
+
     pub(crate) const fn registry(&self) -> &Registry {
         &self.registry
     }
@@ -86,7 +96,6 @@ impl Metrics {
         if let Some(now) = statistics {
             let journal = &self.journal;
             journal.queued.set(number(now.queued));
-            journal.committing.set(now.committing.as_secs_f64());
             for (counter, value) in [
                 (&journal.appended, now.committed),
                 (&journal.batches, now.batches),

@@ -7,14 +7,14 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use aegis_audit::{Journal, Location, Reader, Signer, StoreError, Tenure};
+use aegis_audit::{Head, Journal, Location, Reader, Signer, StoreError, Tenure};
 use aegis_core::TrustDomain;
 use aegis_identity::{
     PeerRule, SvidSource, source::random_jitter, system_clock, tls::server_config,
 };
 use aegis_mesh::{Authority, AuthorityConfig, Peers, authority::first_roots, component, serve_tls};
 use anyhow::Context as _;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -23,6 +23,7 @@ use crate::{
     front::{Front, Role},
     seed,
     ship::{ShipMetrics, Shipping},
+    trust::{Kept, Trusted, feed::Feed},
 };
 
 /// How often a replica looks whether it is its turn, and what failed is tried again.
@@ -86,16 +87,27 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         // Replicas share a key, so none of them may make one.
         Location::Postgres(_) => seed::read(&options.key, &origin)?,
     };
-    let front = Front::new();
+    let trusted = Trusted::new()?;
+    let front = Front::new(trusted.clone());
     let closed = CancellationToken::new();
     let serving = axum::serve(listener, front.clone().routes())
         .with_graceful_shutdown(closed.clone().cancelled_owned());
     let serving = tokio::spawn(serving.into_future());
-    let replica = Replica { options, signer, front };
+    let kept = Kept { path: options.state.join("trust.snapshot"), signer: signer.clone() };
+    let folding = CancellationToken::new();
+    let keeping = tokio::spawn({
+        let (trusted, place, stop) = (trusted.clone(), options.store.clone(), folding.clone());
+        async move { trusted.keep(place, kept, stop).await }
+    });
+    let replica = Replica { options, signer, front, trusted };
     let result = replica.live(&stop).await;
     replica.front.act(Role::None);
     stop.cancel();
     closed.cancel();
+    folding.cancel();
+    if !aegis_runtime::drained(async { drop(keeping.await) }, DRAIN).await {
+        tracing::warn!("no snapshot of the trust fold was kept in time");
+    }
     if !aegis_runtime::drained(async { drop(serving.await) }, DRAIN).await {
         tracing::warn!("readers of the log did not end in time");
     }
@@ -106,6 +118,17 @@ async fn bind(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener> 
     TcpListener::bind(address).await.with_context(|| {
         format!("cannot listen on {address}; free it or choose another with {option}")
     })
+}
+
+/// Has trust folded as soon as the log has grown.
+async fn wake(trusted: Trusted, mut head: watch::Receiver<Head>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = head.changed() => if changed.is_err() { return },
+        }
+        trusted.wake();
+    }
 }
 
 /// Who this process is in the mesh.
@@ -124,6 +147,7 @@ struct Replica {
     options: Options,
     signer: Signer,
     front: Front,
+    trusted: Trusted,
 }
 
 impl Replica {
@@ -247,7 +271,11 @@ impl Replica {
         let peers = Some(Peers { revocations, clock: system_clock() });
         let listener = bind(self.options.ship_listen, "--ship-listen").await?;
         tracing::info!(ship_listen = %listener.local_addr()?, "writing the log; journals are taken");
-        let routes = Routes::new(shipping.into_service()).prepare();
+        let operator = component(&self.options.trust_domain, "operator")?;
+        let feed = Feed::new(self.trusted.clone(), operator, serving.clone());
+        let routes =
+            Routes::new(shipping.into_service()).add_service(feed.into_service()).prepare();
+        tokio::spawn(wake(self.trusted.clone(), journal.subscribe(), serving.clone()));
         let taking = tokio::spawn(serve_tls(listener, tls, peers, routes, DRAIN, serving.clone()));
         self.front.show(ledger);
         self.front.act(Role::Writes);

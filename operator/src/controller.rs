@@ -105,6 +105,18 @@ pub async fn run<R: Reconcile>(
     writer: Writer<Stored<R::Kind>>,
     again: impl Stream<Item = ()> + Send + 'static,
 ) {
+    let nobody = futures::stream::pending();
+    run_with(reconciler, shared, writer, again, nobody).await;
+}
+
+/// The same, and `some` names single objects that are to be looked at again.
+pub async fn run_with<R: Reconcile>(
+    reconciler: R,
+    shared: Shared,
+    writer: Writer<Stored<R::Kind>>,
+    again: impl Stream<Item = ()> + Send + 'static,
+    some: impl Stream<Item = ObjectRef<Stored<R::Kind>>> + Send + 'static,
+) {
     let api = kube::Api::<Stored<R::Kind>>::all(shared.client.clone());
     let reader = writer.as_reader();
     let touched = shared.clone();
@@ -131,6 +143,7 @@ pub async fn run<R: Reconcile>(
     let counted = Arc::clone(&context);
     Controller::for_stream(events, reader)
         .reconcile_all_on(again)
+        .reconcile_on(some)
         .graceful_shutdown_on(async move { stop.cancelled().await })
         .run(reconcile::<R>, backoff::<R>, context)
         .for_each(|result| {

@@ -7,6 +7,7 @@
 mod compose;
 pub mod key;
 mod serve;
+mod trust;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -18,7 +19,7 @@ use aegis_api::distribution::{
     },
     sign,
 };
-use aegis_core::{AgentId, Digest, Timestamp, thresholds::Thresholds};
+use aegis_core::{AgentId, Digest, Timestamp, thresholds::Thresholds, trust::Trust};
 use ed25519_dalek::SigningKey;
 use futures::Stream;
 use parking_lot::Mutex;
@@ -33,12 +34,17 @@ use crate::clock;
 
 pub use compose::{Sources, compose, keep_publishing};
 pub use serve::{Served, keep_serving, serve};
+pub use trust::Known;
+
+use trust::Posteriors;
 
 /// How long a signed state counts, if nothing newer comes. It bounds what a sidecar that starts
 /// anew could be played.
 const STATE_LIFE: Duration = Duration::from_secs(600);
 /// How often a sidecar hears that what it has is the newest; well below `maxStalenessSecs`.
 const CONFIRM: Duration = Duration::from_secs(10);
+/// How long signed trust is handed to others too.
+const FRESH: Duration = Duration::from_secs(5);
 /// How long a confirmation counts.
 const CONFIRMATION_LIFE: Duration = Duration::from_secs(30);
 
@@ -95,8 +101,14 @@ struct State {
 pub struct Publisher {
     key: Arc<SigningKey>,
     current: watch::Sender<Option<Arc<State>>>,
+    trust: watch::Sender<Posteriors>,
+    /// The trust that was signed last: which changes, and until when that counts.
+    signed_trust: Arc<Mutex<Option<SignedTrust>>>,
     sidecars: Option<IntGauge>,
 }
+
+/// Signed changes of trust: since which number, up to which, and when.
+type SignedTrust = ((u64, u64), Timestamp, Signed);
 
 /// A sidecar that follows, as a gauge counts it.
 struct Counted(Option<IntGauge>);
@@ -124,7 +136,13 @@ impl Publisher {
     /// Signs with `key`; hands nothing out yet.
     #[must_use]
     pub fn new(key: SigningKey) -> Self {
-        Self { key: Arc::new(key), current: watch::channel(None).0, sidecars: None }
+        Self {
+            key: Arc::new(key),
+            current: watch::channel(None).0,
+            trust: watch::Sender::new(Posteriors::default()),
+            signed_trust: Arc::default(),
+            sidecars: None,
+        }
     }
 
     /// Counts who follows.
@@ -152,6 +170,56 @@ impl Publisher {
             *current = Some(Arc::new(State { serial, content, digest, signed: Mutex::new(None) }));
             true
         })
+    }
+
+    /// Tells sidecars how much agents are trusted, by what the ledger has folded from its first
+    /// `as_of` entries; `all` if nobody else has a history. Returns whose trust is another now.
+    pub fn tell_trust(
+        &self,
+        term: u32,
+        as_of: u64,
+        told: Vec<(AgentId, Trust)>,
+        all: bool,
+    ) -> Vec<AgentId> {
+        let mut changed = Vec::new();
+        self.trust.send_if_modified(|posteriors| {
+            changed = posteriors.change(term, as_of, told, all);
+            !changed.is_empty()
+        });
+        changed
+    }
+
+    /// How much an agent is trusted; `None` for one whose history nobody has told.
+    #[must_use]
+    pub fn trust_of(&self, agent: &AgentId) -> Option<Known> {
+        self.trust.borrow().of(agent)
+    }
+
+    /// The thresholds that are in force for a namespace.
+    #[must_use]
+    pub fn thresholds_of(&self, namespace: &str) -> Thresholds {
+        self.current.borrow().as_ref().map_or_else(Thresholds::default, |state| {
+            let content = &state.content;
+            let own = content.tightened.iter().find(|one| one.namespace == namespace);
+            own.map_or(&content.thresholds, |one| &one.thresholds).clone()
+        })
+    }
+
+    /// What has changed since `since`; the number up to which it tells.
+    fn sign_trust(&self, since: u64, now: Timestamp) -> Result<(u64, Signed), serde_json::Error> {
+        let posteriors = self.trust.borrow();
+        let which = (since, posteriors.number());
+        let mut known = self.signed_trust.lock();
+        // Most sidecars were told the same before.
+        if let Some((signed_which, at, signed)) = &*known
+            && *signed_which == which
+            && now.since(*at) < FRESH
+        {
+            return Ok((which.1, signed.clone()));
+        }
+        let signed = sign(&posteriors.since(since, now), &self.key)?;
+        *known = Some((which, now, signed.clone()));
+        Ok((which.1, signed))
     }
 
     fn sign_state(&self, state: &State, now: Timestamp) -> Result<Signed, serde_json::Error> {
@@ -196,36 +264,45 @@ impl Publisher {
         DistributionServer::new(Service { publisher: self, stop })
     }
 
-    /// Tells one sidecar what is in force, from `held` on.
+    /// Tells one sidecar what is in force, from what it has on.
     async fn tell(
         self,
-        held: u64,
+        held: FollowRequest,
         tell: mpsc::Sender<Result<Signed, Status>>,
         stop: CancellationToken,
     ) {
         let _counted = Counted::new(self.sidecars.clone());
-        let mut changes = self.current.subscribe();
-        let mut told = held;
+        let (mut changes, mut trust) = (self.current.subscribe(), self.trust.subscribe());
+        let FollowRequest { serial: mut told, trust: mut told_trust } = held;
         let mut ticks = tokio::time::interval(CONFIRM);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let state = changes.borrow_and_update().clone();
             let Some(state) = state else { return };
-            let signed = if state.serial == told {
-                tokio::select! {
+            let number = trust.borrow_and_update().number();
+            let signed = match told_trust {
+                _ if state.serial != told => {
+                    ticks.reset();
+                    told = state.serial;
+                    self.sign_state(&state, clock::now())
+                }
+                Some(since) if since < number => {
+                    self.sign_trust(since, clock::now()).map(|(number, signed)| {
+                        told_trust = Some(number);
+                        signed
+                    })
+                }
+                _ => tokio::select! {
                     () = stop.cancelled() => return,
                     () = tell.closed() => return,
                     changed = changes.changed() => match changed {
                         Ok(()) => continue,
                         Err(_) => return,
                     },
+                    Ok(()) = trust.changed() => continue,
                     _ = ticks.tick() => self.confirm(state.serial, clock::now()),
-                }
-            } else {
-                ticks.reset();
-                self.sign_state(&state, clock::now())
+                },
             };
-            told = state.serial;
             let signed = signed.map_err(|error| Status::internal(error.to_string()));
             let failed = signed.is_err();
             // A sidecar that does not read is told the newest state once it reads again.
@@ -256,7 +333,7 @@ impl Distribution for Service {
                 "this operator does not lead, or has just started; try again",
             ));
         }
-        let held = request.into_inner().serial;
+        let held = request.into_inner();
         // One waits while another is sent: what comes in between is passed over.
         let (tell, told) = mpsc::channel(1);
         tokio::spawn(self.publisher.clone().tell(held, tell, self.stop.clone()));

@@ -6,7 +6,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use aegis_core::TrustDomain;
+use aegis_core::{AgentId, TrustDomain};
 use aegis_policy::Compiler;
 use aegis_resources::kinds::{
     AgentIdentity, AgentPolicy, AgentUpstream, ClusterAgentPolicy, ClusterTrustThreshold,
@@ -17,11 +17,14 @@ use kube::{
     Client,
     runtime::{
         events::Recorder,
-        reflector::{Store, store, store::Writer},
+        reflector::{ObjectRef, Store, store, store::Writer},
     },
 };
-use tokio::{sync::watch, task::JoinSet};
-use tokio_stream::wrappers::WatchStream;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+use tokio_stream::wrappers::{UnboundedReceiverStream, WatchStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -38,6 +41,7 @@ use crate::{
     reconcile::{
         ClusterThresholds, Identities, NamespaceThresholds, Policies, Upstreams, base, counting,
     },
+    trust::{self, Pace},
 };
 
 /// How long reconciliations that run may take once a stop is asked for.
@@ -104,6 +108,8 @@ pub(crate) struct Leader {
     pub(crate) publisher: Publisher,
     /// Where sidecars are answered, and as whom.
     pub(crate) distribution: Option<(SocketAddr, watch::Receiver<Option<Member>>)>,
+    /// The ledger, which computes trust.
+    pub(crate) ledger: Option<String>,
     /// Whom the CA has revoked.
     pub(crate) revoked: watch::Receiver<Revoked>,
 }
@@ -165,6 +171,7 @@ impl Leader {
         };
         let (base, bases) = watch::channel(Base::default());
         let mut tasks = JoinSet::new();
+        let (pace, moved) = Pace::new();
         if let Some(keeper) = self.keeper.clone() {
             tasks.spawn(keeper.keep(stop.clone()));
         }
@@ -173,8 +180,14 @@ impl Leader {
             tasks.spawn(approvals::follow(self.client.clone(), desk.clone(), stop.clone()));
             tasks.spawn(desk.clone().keep_ending(stop.clone()));
             let served = Served { publisher: self.publisher.clone(), desk };
-            tasks.spawn(keep_serving(address, members, served, stop.clone()));
+            tasks.spawn(keep_serving(address, members.clone(), served, stop.clone()));
+            if let Some(ledger) = self.ledger.clone() {
+                let telling = (self.publisher.clone(), term);
+                let (pace, counted) = (Arc::clone(&pace), self.metrics.clone());
+                tasks.spawn(trust::follow(ledger, members, telling, pace, counted, stop.clone()));
+            }
         }
+        tasks.spawn(Arc::clone(&pace).keep(stop.clone()));
         tasks.spawn(follow_base(read.cluster_thresholds.clone(), base, changes.clone()));
         tasks.spawn(keep_publishing(
             read.clone(),
@@ -184,7 +197,7 @@ impl Leader {
             self.metrics.clone(),
             stop.clone(),
         ));
-        self.reconcile(&mut tasks, &shared, &read, write, bases);
+        self.reconcile(&mut tasks, &shared, &read, write, bases, (pace, moved));
         tasks
     }
 
@@ -196,6 +209,7 @@ impl Leader {
         read: &Sources,
         write: Writers,
         bases: watch::Receiver<Base>,
+        (pace, moved): (Arc<Pace>, mpsc::UnboundedReceiver<AgentId>),
     ) {
         let policies = Policies::<AgentPolicy>::new(Arc::clone(&read.book), shared.clone());
         tasks.spawn(controller::run(policies, shared.clone(), write.policies, never()));
@@ -204,11 +218,17 @@ impl Leader {
         let identities = Identities {
             trust_domain: self.options.trust_domain.clone(),
             revoked: self.revoked.clone(),
+            publisher: self.publisher.clone(),
+            pace,
             shared: shared.clone(),
         };
         let again = WatchStream::from_changes(self.revoked.clone());
         let again = again.then(|_| tokio::time::sleep(GATHER));
-        tasks.spawn(controller::run(identities, shared.clone(), write.identities, again));
+        let moved = UnboundedReceiverStream::new(moved).map(|agent| {
+            ObjectRef::new(agent.name()).within(agent.namespace().unwrap_or_default())
+        });
+        let (shared_too, identities_in) = (shared.clone(), write.identities);
+        tasks.spawn(controller::run_with(identities, shared_too, identities_in, again, moved));
         let thresholds =
             ClusterThresholds { all: read.cluster_thresholds.clone(), shared: shared.clone() };
         let again = WatchStream::from_changes(bases.clone()).map(drop);

@@ -26,4 +26,5 @@ pub mod reconcile;
 pub mod refusals;
 pub mod run;
 pub mod status;
+pub mod trust;
 pub mod webhook;

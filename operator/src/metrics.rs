@@ -38,7 +38,7 @@ pub struct Metrics {
     pub status_writes: IntCounterVec,
     /// What is distributed: `serial` and `sidecars`.
     pub distribution: IntGaugeVec,
-    /// What the operator has of the mesh: `roots`, and `ca` while it is followed.
+    /// What the operator has of the mesh: `roots`, and `ca` and `ledger` while they are followed.
     pub mesh: IntGaugeVec,
     /// When the operator's own SVID expires; 0 without one.
     pub svid_expiry: IntGauge,
@@ -109,7 +109,7 @@ impl Metrics {
             )?,
             mesh: gauge(
                 "aegis_operator_mesh",
-                "1 for what the operator has of the mesh: the roots of the CA, and the CA itself",
+                "1 for what the operator has of the mesh: the roots of the CA, the CA and the ledger",
                 &["what"],
             )?,
             svid_expiry: svid_expiry(&registry)?,

@@ -178,6 +178,7 @@ impl Operator {
             keeper: serves_webhooks.then_some(keeper),
             publisher: self.publisher,
             revoked: joined.as_ref().map_or(nobody_revoked, |(_, mesh)| mesh.revoked.clone()),
+            ledger: joined.as_ref().and_then(|(flags, _)| flags.ledger.clone()),
             distribution: joined.map(|(flags, mesh)| (flags.distribution, mesh.member)),
             options: self.options,
         };

@@ -1,15 +1,9 @@
 //! `aegis audit export`: the log as tiles that any tool verifies, or as lines of JSON.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use aegis_api::Client;
-use aegis_audit::{
-    checkpoint, export,
-    tile::{Resource, Tile},
-};
+use aegis_audit::export;
 use anyhow::Context as _;
 use serde::Serialize;
 use serde_json::{json, value::RawValue};
@@ -91,29 +85,6 @@ async fn tiles(log: &Log, folder: &Path, cx: &Context) -> anyhow::Result<()> {
 /// # Errors
 /// When the daemon does not give it, or a file cannot be written.
 pub(crate) async fn fetch_tiles(client: &Client, folder: &Path) -> anyhow::Result<u64> {
-    let note = client.get_text("/checkpoint").await?;
-    let size = checkpoint::parse(&note).context("the daemon's checkpoint is refused")?.head.size;
     let mut progress = Progress::new("entries fetched");
-    for tile in Tile::all(size) {
-        let mut wanted = vec![Resource::Tile(tile)];
-        if tile.level == 0 {
-            wanted.push(Resource::Entries(tile.index, tile.width));
-            progress.at(tile.index * aegis_audit::tile::TILE_WIDTH, size);
-        }
-        for resource in wanted {
-            let bytes = client.get_bytes(&format!("/{resource}")).await?;
-            write(&folder.join(resource.to_string()), &bytes)?;
-        }
-    }
-    // Last: a reader of the folder finds whatever the checkpoint promises.
-    write(&folder.join("checkpoint"), note.as_bytes())?;
-    Ok(size)
-}
-
-fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)
-            .with_context(|| format!("cannot create the folder {}", folder.display()))?;
-    }
-    fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+    aegis_ledger::fetch::tiles(client, folder, |done, total| progress.at(done, total)).await
 }

@@ -17,7 +17,12 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
-    let mut views: Vec<TrustView> = cx.client.get("/v1/trust").await?;
+    let views: Vec<TrustView> = cx.client.get("/v1/trust").await?;
+    of(args, views, cx)
+}
+
+/// Shows what the daemon, or a cluster's ledger, has told.
+pub(super) fn of(args: Args, mut views: Vec<TrustView>, cx: &Context) -> anyhow::Result<Outcome> {
     if let Some(wanted) = &args.agent {
         let known = views.iter().map(|view| view.agent.clone()).collect();
         let agent = match wanted.starts_with("spiffe://") {
@@ -26,7 +31,9 @@ pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
         };
         views.retain(|view| view.agent == agent);
         if views.is_empty() {
-            anyhow::bail!("the daemon knows no trust in {agent}; it is not registered");
+            anyhow::bail!(
+                "nothing is known of {agent}; it is not registered, or has not acted yet"
+            );
         }
     }
     if cx.format == Format::Json {
@@ -35,7 +42,7 @@ pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
     }
     let mut text = Text::new();
     if views.is_empty() {
-        text.line("no agent is registered");
+        text.line("no agent is known");
     } else {
         text.table(
             &["AGENT", "TRUST", "STANDING", "STAGE", "FOR (a)", "AGAINST (b)", "BELOW CRITICAL"],

@@ -17,7 +17,6 @@ use axum::{
     routing::{get, post},
 };
 use prometheus::{Encoder as _, TextEncoder};
-use serde_json::{Value, json};
 
 use super::{attest::now, daemon::Daemon, guesses::Confirms};
 
@@ -111,18 +110,9 @@ fn trust_view(daemon: &Daemon, agent: &AgentId) -> TrustView {
     let (trust, as_of) = daemon.kernel.trust(agent);
     let state = daemon.kernel.state();
     let thresholds = state.thresholds.of(agent.namespace());
-    let name = |value: Value| value.as_str().unwrap_or_default().to_owned();
-    TrustView {
-        agent: agent.clone(),
-        score: trust.score().get(),
-        standing: name(json!(trust.score().standing())),
-        stage: name(json!(trust.score().stage())),
-        a: trust.a,
-        b: trust.b,
-        below_critical: trust.probability_below(thresholds.critical_score).get(),
-        quarantined: trust.is_critical(thresholds) || state.is_stopped(agent),
-        as_of,
-    }
+    let mut view = TrustView::of(agent.clone(), &trust, thresholds, as_of);
+    view.quarantined |= state.is_stopped(agent);
+    view
 }
 
 async fn trust(State(daemon): Shared) -> Json<Vec<TrustView>> {

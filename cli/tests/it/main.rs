@@ -2,6 +2,8 @@
 //! over its socket; and the real daemon.
 
 #[cfg(test)]
+mod cluster;
+#[cfg(test)]
 mod daemon;
 #[cfg(test)]
 mod evidence;

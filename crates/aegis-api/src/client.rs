@@ -1,20 +1,51 @@
-//! The client of the control socket.
+//! The client of the control socket, and of the ledger's own paths where they are served over TCP or
+//! through somebody else.
 
-use std::path::{Path, PathBuf};
+use std::{
+    future::Future,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+};
 
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::net::UnixStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+};
 
 use crate::control::{Problem, STARTED_BY, WrapHello};
 
+/// Brings `GET`s of a path to whoever answers them: the status and the body.
+pub type Through = Arc<
+    dyn Fn(String) -> Pin<Box<dyn Future<Output = Result<(StatusCode, Bytes), String>> + Send>>
+        + Send
+        + Sync,
+>;
+
 /// Asks a daemon over its control socket; one connection per question.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Client {
     socket: PathBuf,
+    way: Way,
+}
+
+/// How it gets there.
+#[derive(Clone)]
+enum Way {
+    Socket,
+    Tcp(String),
+    Through(Through),
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("socket", &self.socket).finish_non_exhaustive()
+    }
 }
 
 /// A wrapper's session.
@@ -38,6 +69,14 @@ pub enum ClientError {
         socket: String,
         /// Why.
         source: std::io::Error,
+    },
+    /// The ledger of a cluster is not reached.
+    #[error("the ledger {place} is not reached: {why}")]
+    Unreached {
+        /// Where.
+        place: String,
+        /// Why.
+        why: String,
     },
     /// Whoever listens closed the connection.
     #[error(
@@ -69,7 +108,19 @@ impl Client {
     /// A client of the daemon behind `socket`.
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into() }
+        Self { socket: socket.into(), way: Way::Socket }
+    }
+
+    /// A client of the ledger at `address` (`host:port`), which answers its own paths alone.
+    #[must_use]
+    pub fn of_ledger(address: &str) -> Self {
+        Self { socket: address.into(), way: Way::Tcp(address.to_owned()) }
+    }
+
+    /// A client of a ledger that `through` reaches. It can only read.
+    #[must_use]
+    pub fn through(place: &str, through: Through) -> Self {
+        Self { socket: place.into(), way: Way::Through(through) }
     }
 
     /// The socket.
@@ -151,6 +202,14 @@ impl Client {
         path: &str,
         body: Option<Vec<u8>>,
     ) -> Result<Bytes, ClientError> {
+        if let Way::Through(through) = &self.way {
+            let reached = match (method, body) {
+                (Method::GET, None) => through(path.to_owned()).await,
+                _ => Err("it is only read; see `aegis --help` for what a cluster answers".into()),
+            };
+            let (status, bytes) = reached.map_err(|why| self.unreached(why))?;
+            return if status.is_success() { Ok(bytes) } else { Err(self.refused(status, &bytes)) };
+        }
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -168,14 +227,36 @@ impl Client {
         &self,
         request: Request<Full<Bytes>>,
     ) -> Result<hyper::Response<hyper::body::Incoming>, ClientError> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|source| {
-            ClientError::Away { socket: self.socket.display().to_string(), source }
-        })?;
+        match &self.way {
+            Way::Socket => {
+                let stream = UnixStream::connect(&self.socket).await.map_err(|source| {
+                    ClientError::Away { socket: self.socket.display().to_string(), source }
+                })?;
+                self.over(stream, request).await
+            }
+            Way::Tcp(address) => {
+                let stream = TcpStream::connect(address).await;
+                let stream = stream.map_err(|error| self.unreached(error.to_string()))?;
+                self.over(stream, request).await
+            }
+            Way::Through(_) => Err(self.unreached("nothing is wrapped there".into())),
+        }
+    }
+
+    async fn over(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        request: Request<Full<Bytes>>,
+    ) -> Result<hyper::Response<hyper::body::Incoming>, ClientError> {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.broken(error))?;
         tokio::spawn(connection.with_upgrades());
         sender.send_request(request).await.map_err(|error| self.broken(error))
+    }
+
+    fn unreached(&self, why: String) -> ClientError {
+        ClientError::Unreached { place: self.socket.display().to_string(), why }
     }
 
     /// A connection that ended before its answer, or an answer that is none.

@@ -19,9 +19,9 @@
 //! `/tile/…`, `/v1/entries`, `/v1/proof/{index}`) are served beside these.
 
 pub use aegis_core::decision::Explanation;
-use aegis_core::{AgentId, Digest, Timestamp};
+use aegis_core::{AgentId, Digest, Timestamp, thresholds::Thresholds, trust::Trust};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// One sentence on what went wrong and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -219,6 +219,26 @@ pub struct TrustView {
     pub quarantined: bool,
     /// How many ledger entries it is folded from.
     pub as_of: u64,
+}
+
+impl TrustView {
+    /// Of an agent that these thresholds are for, folded from `as_of` entries.
+    #[must_use]
+    pub fn of(agent: AgentId, trust: &Trust, thresholds: &Thresholds, as_of: u64) -> Self {
+        let score = trust.score();
+        let name = |value: Value| value.as_str().unwrap_or_default().to_owned();
+        Self {
+            agent,
+            score: score.get(),
+            standing: name(json!(score.standing())),
+            stage: name(json!(score.stage())),
+            a: trust.a,
+            b: trust.b,
+            below_critical: trust.probability_below(thresholds.critical_score).get(),
+            quarantined: trust.is_critical(thresholds),
+            as_of,
+        }
+    }
 }
 
 /// Sets a posterior by hand.

@@ -4,11 +4,16 @@
 //! the one in force: an old state cannot be played back to bring an old policy or a released agent
 //! back. A confirmation says that the state in force is still the newest; without one, the state
 //! grows old, and sensitive actions are denied once it is too old.
+//!
+//! Agents' trust moves far more often than the rest, so it comes in statements of its own, with those
+//! agents alone that have changed. They are numbered, and what is older is not taken either.
 
 mod client;
 mod verify;
 
-use aegis_core::{AgentId, Sponsor, Timestamp, capability::Capability, thresholds::Thresholds};
+use aegis_core::{
+    AgentId, Sponsor, Timestamp, capability::Capability, thresholds::Thresholds, trust::Trust,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -37,6 +42,8 @@ pub enum Statement {
     State(Box<Distributed>),
     /// This is still the newest state.
     Confirmation(Confirmation),
+    /// So much are these agents trusted.
+    Trust(ToldTrust),
 }
 
 /// The state to enforce.
@@ -112,4 +119,32 @@ pub struct Confirmation {
     pub issued_at: Timestamp,
     /// From when on it counts no more.
     pub expires_at: Timestamp,
+}
+
+/// What the cluster's ledger has folded of agents' conduct.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ToldTrust {
+    /// Larger than that of every one before.
+    pub number: u64,
+    /// Which one it continues; 0 if it tells of all agents.
+    pub since: u64,
+    /// How many entries of the ledger it is folded from.
+    pub as_of: u64,
+    /// When this was said.
+    pub issued_at: Timestamp,
+    /// From when on it counts no more.
+    pub expires_at: Timestamp,
+    /// The agents whose trust has changed since.
+    pub agents: Vec<AgentTrust>,
+}
+
+/// How much an agent is trusted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentTrust {
+    /// Who.
+    pub id: AgentId,
+    /// The posterior.
+    #[serde(flatten)]
+    pub trust: Trust,
 }

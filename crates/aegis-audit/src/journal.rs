@@ -15,8 +15,8 @@ use std::fmt;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -93,6 +93,8 @@ pub struct Observed<'a> {
     pub index: u64,
     /// Its leaf hash.
     pub leaf: Digest,
+    /// Whose journal it is of.
+    pub source: &'a str,
     /// Its place in its source's chain.
     pub sequence: u64,
     /// What was recorded.
@@ -206,8 +208,11 @@ pub(crate) struct Pending {
 /// Where the writer tells what has become of an entry.
 type Reply = oneshot::Sender<Result<Committed, AppendError>>;
 
+/// Hears how long each commit took, on the writer's thread.
+type Timed = Box<dyn Fn(Duration) + Send + Sync>;
+
 /// What is counted about a journal.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Counters {
     pub(crate) committed: AtomicU64,
     pub(crate) batches: AtomicU64,
@@ -216,9 +221,27 @@ pub(crate) struct Counters {
     /// Buffered entries lost since the last `gap` entry.
     pub(crate) unrecorded_gap: AtomicU64,
     pub(crate) commit_nanos: AtomicU64,
+    pub(crate) timed: OnceLock<Timed>,
+}
+
+impl fmt::Debug for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Counters").finish_non_exhaustive()
+    }
 }
 
 impl Counters {
+    /// A batch of so many entries was committed.
+    pub(crate) fn batch(&self, entries: u64, took: Duration) {
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.commit_nanos.fetch_add(nanos, Ordering::Relaxed);
+        self.batches.fetch_add(1, Ordering::Relaxed);
+        self.committed.fetch_add(entries, Ordering::Relaxed);
+        if let Some(timed) = self.timed.get() {
+            timed(took);
+        }
+    }
+
     pub(crate) fn lost(&self, entries: u64) {
         self.dropped.fetch_add(entries, Ordering::Relaxed);
         self.unrecorded_gap.fetch_add(entries, Ordering::Relaxed);
@@ -494,6 +517,12 @@ impl Journal {
     #[must_use]
     pub fn reader(&self) -> &Reader {
         &self.inner.reader
+    }
+
+    /// Tells how long each commit takes from now on, on the writer's thread. The first who asks is
+    /// told; whether that is this one.
+    pub fn time_commits(&self, told: impl Fn(Duration) + Send + Sync + 'static) -> bool {
+        self.inner.counters.timed.set(Box::new(told)).is_ok()
     }
 
     /// The counters.

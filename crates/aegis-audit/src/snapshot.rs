@@ -3,10 +3,10 @@
 //! A snapshot says which entries it was computed from, by the size and root of their tree, and is
 //! signed with the log's key. It is refused when the log does not begin with those entries, when its
 //! bytes are others than were signed, or when another key signed it; its owner then computes anew
-//! from the entries, which are the truth. It lies beside a SQLite database as `<database>.snapshot`;
-//! beside Postgres there is none.
+//! from the entries, which are the truth. A journal's lies beside a SQLite database as
+//! `<database>.snapshot`; beside Postgres there is none. Whoever only reads a log names the file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use aegis_core::Digest;
 use base64::Engine as _;
@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::Head;
 use crate::file::beside;
 use crate::journal::Journal;
-use crate::note::NoteError;
+use crate::note::{NoteError, Signer, Verifier};
+use crate::read::Reader;
 use crate::store::{Location, StoreError};
 use crate::witness;
 
@@ -86,14 +87,10 @@ impl Journal {
     /// # Errors
     /// When the log is shorter or the file cannot be written.
     pub async fn save_snapshot(&self, size: u64, state: String) -> Result<(), StoreError> {
-        let reader = self.reader();
-        let Some(path) = path(&reader.place) else { return Ok(()) };
-        let head = Head { size, root: reader.root_at(size).await? };
-        let note = self.signer().sign(&text(&head, &state));
-        let file = serde_json::to_string(&File { note, state }).map_err(|e| {
-            StoreError::Unavailable { place: path.display().to_string(), why: e.to_string() }
-        })?;
-        witness::save(&path, &file)
+        match path(&self.reader().place) {
+            Some(path) => self.reader().save_snapshot(&path, self.signer(), size, state).await,
+            None => Ok(()),
+        }
     }
 
     /// The snapshot that was kept, if there is one and it fits this log.
@@ -101,22 +98,55 @@ impl Journal {
     /// # Errors
     /// When there is one that is not to be used, and why.
     pub async fn snapshot(&self) -> Result<Option<Snapshot>, SnapshotError> {
-        let reader = self.reader();
-        let Some(path) = path(&reader.place) else { return Ok(None) };
-        let Some(file) = witness::read(&path)? else { return Ok(None) };
+        match path(&self.reader().place) {
+            Some(path) => self.reader().snapshot(&path, self.verifier()).await,
+            None => Ok(None),
+        }
+    }
+}
+
+impl Reader {
+    /// Keeps in a file what was computed from the first `size` entries, signed with the log's key.
+    ///
+    /// # Errors
+    /// When the log is shorter or the file cannot be written.
+    pub async fn save_snapshot(
+        &self,
+        path: &Path,
+        signer: &Signer,
+        size: u64,
+        state: String,
+    ) -> Result<(), StoreError> {
+        let head = Head { size, root: self.root_at(size).await? };
+        let note = signer.sign(&text(&head, &state));
+        let file = serde_json::to_string(&File { note, state }).map_err(|e| {
+            StoreError::Unavailable { place: path.display().to_string(), why: e.to_string() }
+        })?;
+        witness::save(path, &file)
+    }
+
+    /// The snapshot in a file, if there is one, this key signed it and it fits this log.
+    ///
+    /// # Errors
+    /// When there is one that is not to be used, and why.
+    pub async fn snapshot(
+        &self,
+        path: &Path,
+        verifier: &Verifier,
+    ) -> Result<Option<Snapshot>, SnapshotError> {
+        let Some(file) = witness::read(path)? else { return Ok(None) };
         let shown = path.display().to_string();
         let refused = |why| SnapshotError::Refused { path: shown.clone(), why };
         let File { note, state } =
             serde_json::from_str(&file).map_err(|_| refused("it is not a snapshot"))?;
-        let signed = self
-            .verifier()
+        let signed = verifier
             .open(&note)
             .map_err(|error| SnapshotError::Signature { path: shown.clone(), error })?;
         let size = claimed_size(signed).ok_or_else(|| refused("it is not a snapshot"))?;
-        if size > reader.head().await?.size {
+        if size > self.head().await?.size {
             return Err(refused("it covers more entries than the log has"));
         }
-        let head = Head { size, root: reader.root_at(size).await? };
+        let head = Head { size, root: self.root_at(size).await? };
         if signed != text(&head, &state) {
             return Err(refused("it is of other entries, or was altered"));
         }
@@ -130,7 +160,6 @@ mod tests {
 
     use super::*;
     use crate::journal::Options;
-    use crate::note::Signer;
     use crate::{Draft, Kind, Outcome};
 
     async fn open(place: &Location, seed: u8) -> Journal {

@@ -398,10 +398,7 @@ impl Writer {
         let started = Instant::now();
         match self.try_commit(&batch).await {
             Ok(committed) => {
-                let nanos = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-                self.counters.commit_nanos.fetch_add(nanos, Ordering::Relaxed);
-                self.counters.batches.fetch_add(1, Ordering::Relaxed);
-                self.counters.committed.fetch_add(committed.len() as u64, Ordering::Relaxed);
+                self.counters.batch(committed.len() as u64, started.elapsed());
                 for (pending, committed) in batch.into_iter().zip(committed) {
                     if let Some(reply) = pending.reply {
                         let _ = reply.send(Ok(committed));
@@ -481,7 +478,8 @@ impl Writer {
         self.head.send_replace(head);
         for ((pending, committed), sequence) in batch.iter().zip(&committed).zip(first..) {
             let Committed { index, leaf } = *committed;
-            let seen = Observed { index, leaf, sequence, draft: &pending.draft };
+            let seen =
+                Observed { index, leaf, source: &self.source, sequence, draft: &pending.draft };
             for observer in &mut self.observers {
                 observer(&seen);
             }

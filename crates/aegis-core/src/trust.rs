@@ -191,7 +191,9 @@ impl Trust {
                     self.a = kept;
                 }
                 let window = at.as_secs() / 3_600;
-                if window != self.window {
+                // An hour that is over does not begin again: journals of several pods arrive
+                // interleaved, and each turn between two hours would open the cap anew.
+                if window > self.window {
                     (self.window, self.window_gain) = (window, 0);
                 }
                 let cap = u64::from(thresholds.evidence_cap) * (OBSERVATION / 1000);
@@ -300,6 +302,18 @@ mod tests {
             .collect();
         // One hour of calls is worth five observations, however many there were.
         assert_eq!(fold(&calls).score().get(), 857);
+    }
+
+    #[test]
+    fn an_hour_that_is_over_does_not_begin_again() {
+        let calls: Vec<_> = (0..1000_u64)
+            .map(|i| {
+                let hour = 7_200 + 3_600 * (i % 2);
+                (Observation::Succeeded { risk: permille(200), tier: Tier::Local }, hour)
+            })
+            .collect();
+        // The first call is of the earlier hour, all others count to the later one.
+        assert_eq!(fold(&calls).a, OBSERVATION + 200_000 + 5 * OBSERVATION);
     }
 
     #[test]

@@ -101,7 +101,7 @@ pub(crate) fn judge(
         (
             book.effective(&principal.id, &principal.delegation),
             book.is_critical(&principal.id, thresholds),
-            book.as_of(),
+            book.trust_as_of(),
         )
     };
     let facts = Facts::of(request.action);

@@ -139,7 +139,7 @@ pub fn trust_book() -> (Arc<Mutex<TrustBook>>, Observer) {
     let fold = Arc::clone(&book);
     // Entries that commit while the history is still being read wait for it (`Kernel::start`).
     let observer: Observer =
-        Box::new(move |observed| fold.lock().commit(observed.index, observed.draft));
+        Box::new(move |seen| fold.lock().commit(seen.index, seen.source, seen.draft));
     (book, observer)
 }
 
@@ -263,11 +263,19 @@ impl Kernel {
         self.changed.send_modify(|version| *version += 1);
     }
 
-    /// The posterior of an agent, and the ledger size it is folded from.
+    /// The posterior of an agent, and the ledger size it is as of.
     #[must_use]
     pub fn trust(&self, agent: &AgentId) -> (Trust, u64) {
         let book = self.trust.lock();
-        (book.trust(agent), book.as_of())
+        (book.trust(agent), book.trust_as_of())
+    }
+
+    /// Goes by what the cluster's ledger has folded, as of its first `as_of` entries: for these
+    /// agents, it replaces what this journal says of them, and what is recorded from now on is
+    /// folded on top.
+    pub fn told_trust(&self, as_of: u64, agents: impl IntoIterator<Item = (AgentId, Trust)>) {
+        self.trust.lock().told(as_of, agents);
+        self.announce_change();
     }
 
     /// Every agent with a history.

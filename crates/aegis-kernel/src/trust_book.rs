@@ -2,6 +2,15 @@
 //!
 //! The book sees every committed entry, first those of the log as it stood when the process
 //! started, then each new one as it is committed. Nothing else moves a score.
+//!
+//! A cluster's ledger holds many journals. What a journal records is weighed with the thresholds that
+//! its owner recorded last. An agent's own journal (its sidecar's) says nothing by hand, and nothing
+//! good of another agent: a call between two agents is in both their journals, and one leg counts.
+//! What it refused another agent counts, since nobody else has seen it.
+//!
+//! A sidecar has one journal and no more, so it is told what the cluster's ledger has folded
+//! ([`TrustBook::told`]) and goes by that; what it records afterwards is folded on top until it is
+//! told again.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -21,6 +30,7 @@ use serde_json::{Map, Value, json};
 /// The members of an entry that the fold reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
+    source: &'a str,
     kind: Kind,
     result: Outcome,
     agent_id: Option<&'a str>,
@@ -39,6 +49,7 @@ struct Kept {
     version: String,
     as_of: u64,
     thresholds: Thresholds,
+    owners: BTreeMap<String, Thresholds>,
     agents: BTreeMap<AgentId, Trust>,
 }
 
@@ -52,18 +63,26 @@ const MAX_ANSWERS: usize = 10_000;
 #[derive(Debug, Default)]
 pub struct TrustBook {
     agents: HashMap<AgentId, Trust>,
+    /// The last that anybody recorded.
     thresholds: Thresholds,
+    /// The last that each owner of journals recorded.
+    owners: BTreeMap<String, Thresholds>,
     as_of: u64,
+    /// What a cluster's ledger has folded, with what was recorded here since.
+    told: HashMap<AgentId, Trust>,
+    /// The size of that ledger, once anything was told.
+    told_as_of: Option<u64>,
     /// Who is critical, and what that was computed from.
     critical: HashMap<AgentId, (Question, bool)>,
     /// Entries that were committed while the history before them was still being read.
-    waiting: Vec<(u64, Draft)>,
+    waiting: Vec<(u64, String, Draft)>,
     caught_up: bool,
 }
 
-impl<'a> From<&'a Draft> for Facts<'a> {
-    fn from(draft: &'a Draft) -> Self {
+impl<'a> Facts<'a> {
+    fn of_draft(source: &'a str, draft: &'a Draft) -> Self {
         Self {
+            source,
             kind: draft.kind,
             result: draft.result,
             agent_id: draft.agent_id.as_deref(),
@@ -75,11 +94,27 @@ impl<'a> From<&'a Draft> for Facts<'a> {
             detail: &draft.detail,
         }
     }
+
+    /// Whose journal it is of: the source without the name of the one journal.
+    fn owner(&self) -> &'a str {
+        self.source.split_once('#').map_or(self.source, |(owner, _)| owner)
+    }
+
+    /// Whether its journal may say this of `agent`.
+    fn may_speak_of(&self, agent: &AgentId) -> bool {
+        let by_agent = self.owner().parse::<AgentId>().is_ok();
+        match self.kind {
+            Kind::TrustAdjusted => !by_agent,
+            Kind::Outcome => !by_agent || self.owner() == agent.as_str(),
+            _ => true,
+        }
+    }
 }
 
 impl<'a> From<&'a Entry> for Facts<'a> {
     fn from(entry: &'a Entry) -> Self {
         Self {
+            source: &entry.source,
             kind: entry.kind,
             result: entry.result,
             agent_id: entry.agent_id.as_deref(),
@@ -124,6 +159,7 @@ impl TrustBook {
             version: env!("CARGO_PKG_VERSION").into(),
             as_of: self.as_of,
             thresholds: self.thresholds.clone(),
+            owners: self.owners.clone(),
             agents: self.agents.iter().map(|(agent, trust)| (agent.clone(), *trust)).collect(),
         };
         json!(kept).to_string()
@@ -138,21 +174,22 @@ impl TrustBook {
         }
         self.agents = kept.agents.into_iter().collect();
         self.thresholds = kept.thresholds;
+        self.owners = kept.owners;
         self.as_of = size;
         true
     }
 
-    /// Folds one entry of the history.
-    pub fn replay(&mut self, index: u64, entry: &Entry) {
-        self.fold(index, entry);
+    /// Folds one entry of the history; whose trust it moved.
+    pub fn replay(&mut self, index: u64, entry: &Entry) -> Option<AgentId> {
+        self.fold(index, entry.into())
     }
 
     /// Takes an entry as it is committed; it waits while the history is being read.
-    pub fn commit(&mut self, index: u64, draft: &Draft) {
+    pub fn commit(&mut self, index: u64, source: &str, draft: &Draft) {
         if self.caught_up {
-            self.fold(index, draft);
+            self.fold(index, Facts::of_draft(source, draft));
         } else {
-            self.waiting.push((index, draft.clone()));
+            self.waiting.push((index, source.to_owned(), draft.clone()));
         }
     }
 
@@ -160,36 +197,53 @@ impl TrustBook {
     pub fn caught_up(&mut self, size: u64) {
         self.as_of = self.as_of.max(size);
         self.caught_up = true;
-        for (index, draft) in std::mem::take(&mut self.waiting) {
-            self.fold(index, &draft);
+        for (index, source, draft) in std::mem::take(&mut self.waiting) {
+            self.fold(index, Facts::of_draft(&source, &draft));
         }
     }
 
     /// Folds the entry at `index`. Entries come in order; one that was folded before is skipped.
-    fn fold<'a>(&mut self, index: u64, facts: impl Into<Facts<'a>>) {
+    fn fold(&mut self, index: u64, facts: Facts<'_>) -> Option<AgentId> {
         if index < self.as_of {
-            return;
+            return None;
         }
         self.as_of = index + 1;
-        let facts = facts.into();
         if facts.kind == Kind::Configuration {
             if let Some(thresholds) = facts.detail.get("thresholds") {
+                let own = self.owners.entry(facts.owner().to_owned()).or_default();
                 // What a newer version wrote and this one cannot read keeps the old numbers.
-                self.thresholds =
-                    serde_json::from_value(thresholds.clone()).unwrap_or(self.thresholds.clone());
+                *own = serde_json::from_value(thresholds.clone()).unwrap_or(own.clone());
+                self.thresholds.clone_from(own);
             }
-            return;
+            return None;
         }
-        let Some(observation) = observation(&facts) else { return };
-        let Some(Ok(agent)) = facts.agent_id.map(str::parse::<AgentId>) else { return };
-        let trust = self.agents.entry(agent).or_default();
-        *trust = trust.after(observation, facts.timestamp, &self.thresholds);
+        let observation = observation(&facts)?;
+        let agent = facts.agent_id?.parse::<AgentId>().ok()?;
+        if !facts.may_speak_of(&agent) {
+            return None;
+        }
+        let default = Thresholds::default();
+        let thresholds = self.owners.get(facts.owner()).unwrap_or(&default);
+        if let Some(told) = self.told.get_mut(&agent) {
+            *told = told.after(observation, facts.timestamp, thresholds);
+        }
+        let trust = self.agents.entry(agent.clone()).or_default();
+        let before = *trust;
+        *trust = trust.after(observation, facts.timestamp, thresholds);
+        (*trust != before).then_some(agent)
+    }
+
+    /// Goes by what a cluster's ledger has folded of these agents, as of its first `as_of` entries.
+    /// The fold over this book's own ledger stays what it is.
+    pub fn told(&mut self, as_of: u64, agents: impl IntoIterator<Item = (AgentId, Trust)>) {
+        self.told_as_of = Some(as_of);
+        self.told.extend(agents);
     }
 
     /// The posterior of an agent; the prior for one never seen.
     #[must_use]
     pub fn trust(&self, agent: &AgentId) -> Trust {
-        self.agents.get(agent).copied().unwrap_or_default()
+        self.told.get(agent).or_else(|| self.agents.get(agent)).copied().unwrap_or_default()
     }
 
     /// Whether an agent must be quarantined. Every decision asks this, and the answer is a sum of up
@@ -224,16 +278,30 @@ impl TrustBook {
         inherited.map_or(own, |score| score.min(own))
     }
 
-    /// The thresholds that the fold uses: those of the last `configuration` entry.
+    /// The thresholds of the last `configuration` entry. With one journal, the fold uses them.
     #[must_use]
     pub const fn thresholds(&self) -> &Thresholds {
         &self.thresholds
+    }
+
+    /// The thresholds that an agent's own journal recorded last; those of the last `configuration`
+    /// entry where it recorded none.
+    #[must_use]
+    pub fn thresholds_of(&self, agent: &AgentId) -> &Thresholds {
+        self.owners.get(agent.as_str()).unwrap_or(&self.thresholds)
     }
 
     /// The size of the ledger that has been folded.
     #[must_use]
     pub const fn as_of(&self) -> u64 {
         self.as_of
+    }
+
+    /// The size of the ledger that [`TrustBook::trust`] is as of: the cluster's, once it was told, and
+    /// this book's own before.
+    #[must_use]
+    pub fn trust_as_of(&self) -> u64 {
+        self.told_as_of.unwrap_or(self.as_of)
     }
 
     /// Every agent that has a history, in no order.
@@ -260,10 +328,20 @@ mod tests {
         draft
     }
 
+    impl TrustBook {
+        fn commit_at(&mut self, index: u64, draft: &Draft) {
+            self.fold(index, Facts::of_draft("one", draft));
+        }
+
+        fn commit_by(&mut self, source: &str, draft: &Draft) -> Option<AgentId> {
+            self.fold(self.as_of, Facts::of_draft(source, draft))
+        }
+    }
+
     fn score_after(drafts: &[Draft]) -> u16 {
         let mut book = TrustBook::default();
         for (index, draft) in drafts.iter().enumerate() {
-            book.fold(index as u64, draft);
+            book.commit_at(index as u64, draft);
         }
         book.trust(&agent("x")).score().get()
     }
@@ -295,8 +373,8 @@ mod tests {
     fn an_entry_is_folded_once() {
         let mut book = TrustBook::default();
         let success = draft(Kind::Outcome, Outcome::Success, None);
-        book.fold(0, &success);
-        book.fold(0, &success);
+        book.commit_at(0, &success);
+        book.commit_at(0, &success);
         assert_eq!((book.trust(&agent("x")).score().get(), book.as_of()), (600, 1));
     }
 
@@ -304,7 +382,7 @@ mod tests {
     fn a_restored_book_goes_on_like_the_one_that_was_kept() {
         let success = draft(Kind::Outcome, Outcome::Success, None);
         let mut whole = TrustBook::default();
-        whole.fold(0, &success);
+        whole.commit_at(0, &success);
         let kept = whole.to_snapshot();
         let mut restored = TrustBook::default();
         assert!(!restored.restore(2, &kept), "of another size");
@@ -312,8 +390,8 @@ mod tests {
         assert!(!restored.restore(1, &older), "of another version");
         assert!(restored.restore(1, &kept));
         for book in [&mut whole, &mut restored] {
-            book.fold(0, &success);
-            book.fold(1, &draft(Kind::Decision, Outcome::Deny, Some("policy_denied")));
+            book.commit_at(0, &success);
+            book.commit_at(1, &draft(Kind::Decision, Outcome::Deny, Some("policy_denied")));
         }
         assert_eq!(whole.trust(&agent("x")), restored.trust(&agent("x")));
         assert_eq!((whole.as_of(), restored.as_of()), (2, 2));
@@ -326,7 +404,7 @@ mod tests {
         for index in 0..100 {
             let answer = book.is_critical(&agent("x"), &thresholds);
             assert_eq!(answer, book.trust(&agent("x")).is_critical(&thresholds), "after {index}");
-            book.fold(index, &violation);
+            book.commit_at(index, &violation);
         }
         assert!(book.is_critical(&agent("x"), &thresholds));
         assert!(!book.is_critical(&agent("y"), &thresholds));
@@ -338,11 +416,78 @@ mod tests {
     fn delegation_shrinks_trust() {
         let mut book = TrustBook::default();
         for index in 0..10 {
-            book.fold(index, &draft(Kind::Outcome, Outcome::Success, None));
+            book.commit_at(index, &draft(Kind::Outcome, Outcome::Success, None));
         }
         let (own, chain) = (book.effective(&agent("x"), &[]), [agent("y")]);
         assert_eq!(own.get(), 857);
         // The newcomer y is trusted 500; ρ leaves 450 of it.
         assert_eq!(book.effective(&agent("x"), &chain).get(), 450);
+    }
+
+    #[test]
+    fn one_leg_of_a_call_counts() {
+        let (mut book, x) = (TrustBook::default(), agent("x"));
+        let success = draft(Kind::Outcome, Outcome::Success, None);
+        assert_eq!(book.commit_by(&format!("{}#1", agent("callee")), &success), None);
+        assert_eq!(book.trust(&x), Trust::default(), "the callee's leg");
+        assert_eq!(book.commit_by(&format!("{x}#1"), &success), Some(x.clone()));
+        assert_eq!(book.trust(&x).score().get(), 600);
+        // What the callee refused, nobody else has seen.
+        let denial = draft(Kind::Decision, Outcome::Deny, Some("policy_denied"));
+        assert_eq!(book.commit_by(&format!("{}#1", agent("callee")), &denial), Some(x.clone()));
+        assert_eq!(book.trust(&x).score().get(), 500);
+    }
+
+    #[test]
+    fn no_agents_journal_sets_a_score() {
+        let (mut book, x) = (TrustBook::default(), agent("x"));
+        let mut adjusted = draft(Kind::TrustAdjusted, Outcome::Recorded, None);
+        adjusted.detail = Map::from_iter([("a".into(), json!(9)), ("b".into(), json!(1))]);
+        assert_eq!(book.commit_by(&format!("{x}#1"), &adjusted), None);
+        assert_eq!(book.trust(&x), Trust::default());
+        assert_eq!(book.commit_by("spiffe://acme.example/aegis/operator#1", &adjusted), Some(x));
+    }
+
+    #[test]
+    fn each_journal_is_weighed_with_its_owners_thresholds() {
+        let (mut book, x) = (TrustBook::default(), agent("x"));
+        let mut lavish = draft(Kind::Configuration, Outcome::Recorded, None);
+        lavish.detail.insert("thresholds".into(), json!({ "evidenceCap": 900_000 }));
+        book.commit_by(&format!("{}#1", agent("other")), &lavish);
+        let success = draft(Kind::Outcome, Outcome::Success, None);
+        for _ in 0..100 {
+            book.commit_by(&format!("{x}#1"), &success);
+        }
+        assert_eq!(book.trust(&x).score().get(), 857, "the default cap holds for x");
+        book.commit_by(&format!("{x}#2"), &lavish);
+        book.commit_by(&format!("{x}#1"), &success);
+        assert!(book.trust(&x).score().get() > 857);
+        let (mut restored, as_of) = (TrustBook::default(), book.as_of());
+        assert!(restored.restore(as_of, &book.to_snapshot()));
+        for book in [&mut book, &mut restored] {
+            book.commit_by(&format!("{x}#1"), &success);
+        }
+        assert_eq!(book.trust(&x), restored.trust(&x));
+    }
+
+    #[test]
+    fn what_was_told_counts_with_what_was_recorded_since() {
+        let (mut book, x) = (TrustBook::default(), agent("x"));
+        let denial = draft(Kind::Decision, Outcome::Deny, Some("policy_denied"));
+        book.commit_at(0, &denial);
+        assert_eq!((book.trust(&x).score().get(), book.trust_as_of()), (400, 1));
+        let good = Trust { a: 19 * aegis_core::trust::OBSERVATION, ..Trust::default() };
+        book.told(7_000, [(x.clone(), good)]);
+        assert_eq!((book.trust(&x).score().get(), book.trust_as_of()), (950, 7_000));
+        book.commit_at(1, &denial);
+        assert_eq!((book.trust(&x).score().get(), book.trust_as_of()), (926, 7_000));
+        assert!(!book.is_critical(&x, &Thresholds::default()));
+        let bad = Trust { b: 19 * aegis_core::trust::OBSERVATION, ..Trust::default() };
+        book.told(7_003, [(x.clone(), bad)]);
+        assert!(book.is_critical(&x, &Thresholds::default()));
+        // The fold over its own ledger is untouched, and so is what a snapshot keeps of it.
+        let own: Vec<_> = book.agents().map(|(_, trust)| trust.score().get()).collect();
+        assert_eq!(own, [333]);
+        assert!(!book.to_snapshot().contains("7003"));
     }
 }

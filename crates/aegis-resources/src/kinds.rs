@@ -141,6 +141,19 @@ pub struct ClusterAgentPolicySpec(pub PolicySpec);
         description = "The identity of its pods"
     ),
     printcolumn(
+        name = "Trust",
+        type_ = "integer",
+        json_path = ".status.trust.score",
+        description = "How much it is trusted, 0..1000; empty while nothing is known of it"
+    ),
+    printcolumn(
+        name = "Standing",
+        type_ = "string",
+        json_path = ".status.trust.standing",
+        description = "The name of that",
+        priority = 1
+    ),
+    printcolumn(
         name = "Sponsor",
         type_ = "string",
         json_path = ".spec.sponsor",

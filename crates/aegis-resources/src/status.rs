@@ -3,7 +3,7 @@
 //!
 //! Only the operator writes a status; `aegis up` reads none.
 
-use aegis_core::{Digest, SpiffeId, policy::PolicySpec};
+use aegis_core::{Digest, SpiffeId, policy::PolicySpec, trust::Standing};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -99,6 +99,28 @@ pub struct IdentityStatus {
     /// The SPIFFE ID that its pods get.
     #[serde(default, rename = "spiffeID", skip_serializing_if = "Option::is_none")]
     pub spiffe_id: Option<SpiffeId>,
+    /// How much it is trusted, by what the ledger holds of it; absent while it holds nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust: Option<TrustStatus>,
+}
+
+/// How much an agent is trusted. Not written for every call: at once where the standing or the
+/// quarantine changes, else after some seconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TrustStatus {
+    /// 0..1000; a newcomer has 500.
+    #[schemars(range(min = 0, max = 1000))]
+    pub score: u16,
+    /// The name of the score's range.
+    pub standing: Standing,
+    /// How many entries of the ledger it was folded from when it last changed.
+    #[schemars(range(min = 0, max = 9_007_199_254_740_991_i64))]
+    pub as_of: u64,
+    /// Why its conduct has every action of it denied; absent where it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub quarantined: Option<String>,
 }
 
 /// The status of a TrustThreshold or ClusterTrustThreshold.

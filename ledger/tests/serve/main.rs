@@ -14,3 +14,7 @@ mod replicas;
 mod server;
 #[cfg(test)]
 mod shipping;
+#[cfg(test)]
+mod trust;
+#[cfg(test)]
+mod verify;

@@ -3,16 +3,21 @@
 use std::sync::Arc;
 
 use aegis_core::{AgentId, TrustDomain};
-use aegis_resources::{AgentIdentitySpec, kinds::AgentIdentity, status::IdentityStatus};
-
-use tokio::sync::watch;
+use aegis_resources::{
+    AgentIdentitySpec,
+    kinds::AgentIdentity,
+    status::{IdentityStatus, TrustStatus},
+};
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     clock,
     controller::{Reconcile, ReconcileError, Shared},
+    distribution::Publisher,
     mesh::Revoked,
     object::Stored,
     status::{Finding, conclude},
+    trust::Pace,
 };
 
 /// Reconciles identities of one trust domain.
@@ -22,6 +27,10 @@ pub struct Identities {
     pub trust_domain: TrustDomain,
     /// Whom the CA has revoked.
     pub revoked: watch::Receiver<Revoked>,
+    /// What sidecars are told: thresholds, and how much agents are trusted.
+    pub publisher: Publisher,
+    /// When a changed score is shown.
+    pub pace: Arc<Pace>,
     /// What controllers share.
     pub shared: Shared,
 }
@@ -39,12 +48,13 @@ impl Reconcile for Identities {
         let spec = object.spec.as_ref().map(|spec| &spec.0).map_err(Clone::clone);
         let finding = match spec.and_then(|spec| self.check(&object, spec)) {
             Ok(id) => {
-                let finding = self.standing(&object, &id);
+                self.pace.show(&self.publisher, &id, &mut status, Instant::now());
+                let finding = self.standing(&object, &id, status.trust.as_ref());
                 status.spiffe_id = Some(id.spiffe_id().clone());
                 finding
             }
             Err(message) => {
-                status.spiffe_id = None;
+                (status.spiffe_id, status.trust) = (None, None);
                 Finding::no("Ready", "Invalid", message)
             }
         };
@@ -55,7 +65,12 @@ impl Reconcile for Identities {
 
 impl Identities {
     /// How somebody who is registered stands.
-    fn standing(&self, object: &Stored<AgentIdentity>, id: &AgentId) -> Finding {
+    fn standing(
+        &self,
+        object: &Stored<AgentIdentity>,
+        id: &AgentId,
+        trust: Option<&TrustStatus>,
+    ) -> Finding {
         let revoked = self.revoked.borrow().as_ref().is_some_and(|all| all.contains(id));
         if revoked {
             let message =
@@ -65,6 +80,10 @@ impl Identities {
         if object.spec.as_ref().is_ok_and(|spec| spec.0.suspended) {
             let message = format!("`spec.suspended` is true: every action of {id} is denied");
             return Finding::no("Ready", "Suspended", message);
+        }
+        if let Some(why) = trust.and_then(|trust| trust.quarantined.as_ref()) {
+            let message = format!("{why}: every action of {id} is denied");
+            return Finding::no("Ready", "Quarantined", message);
         }
         let account = self.account(object);
         let message = format!("pods of service account `{account}` can be {id}");

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use aegis_api::distribution::{Distributed, Followed, Statement, Verifier, follow};
+use aegis_api::distribution::{Distributed, Followed, Statement, ToldTrust, Verifier, follow};
 use aegis_identity::{Revocations, source::SvidSource};
 use aegis_mesh::channel;
 use aegis_operator::clock;
@@ -31,6 +31,7 @@ pub(crate) fn to(address: SocketAddr, source: &Arc<SvidSource>) -> Channel {
 pub(crate) enum Heard {
     State(Box<Distributed>),
     Confirmed,
+    Trust(ToldTrust),
     Lost(String),
 }
 
@@ -41,6 +42,7 @@ impl Followed for Ear {
         let heard = match statement {
             Statement::State(state) => Heard::State(state.clone()),
             Statement::Confirmation(_) => Heard::Confirmed,
+            Statement::Trust(told) => Heard::Trust(told.clone()),
         };
         self.0.send(heard).map_err(|error| error.to_string())
     }
@@ -99,6 +101,15 @@ impl Sidecar {
             _ => None,
         };
         self.wait("the state", fits).await
+    }
+
+    /// The next that it is told of agents' trust.
+    pub(crate) async fn trust(&mut self) -> ToldTrust {
+        let trust = |heard| match heard {
+            Heard::Trust(told) => Some(told),
+            _ => None,
+        };
+        self.wait("the trust in agents", trust).await
     }
 
     /// The next time that the operator is lost, and why.

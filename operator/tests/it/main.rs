@@ -13,3 +13,4 @@ mod distribution;
 mod follower;
 mod inject;
 mod mesh;
+mod trust;

@@ -36,7 +36,7 @@ use crate::{
 /// How many kinds are distributed.
 const KINDS: usize = 6;
 
-fn roots(authority: &Authority) -> Arc<Roots> {
+pub(crate) fn roots(authority: &Authority) -> Arc<Roots> {
     let config_map: ConfigMap =
         serde_json::from_value(json!({ "metadata": {}, "data": { "roots.pem": authority.pem } }))
             .unwrap();
@@ -44,25 +44,25 @@ fn roots(authority: &Authority) -> Arc<Roots> {
 }
 
 /// An address where nobody listens.
-async fn unused() -> SocketAddr {
+pub(crate) async fn unused() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
 /// An operator that joins by the CA at `ca`, and serves as the leader.
-struct Operator {
-    roots: watch::Sender<Option<Arc<Roots>>>,
-    mesh: Mesh,
-    publisher: Publisher,
-    metrics: Metrics,
-    address: SocketAddr,
+pub(crate) struct Operator {
+    pub(crate) roots: watch::Sender<Option<Arc<Roots>>>,
+    pub(crate) mesh: Mesh,
+    pub(crate) publisher: Publisher,
+    pub(crate) metrics: Metrics,
+    pub(crate) address: SocketAddr,
     token: PathBuf,
     _folder: tempfile::TempDir,
-    stop: CancellationToken,
+    pub(crate) stop: CancellationToken,
     _end: DropGuard,
 }
 
 impl Operator {
-    async fn start(ca: SocketAddr) -> Self {
+    pub(crate) async fn start(ca: SocketAddr) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let token = folder.path().join("token");
         std::fs::write(&token, OPERATOR).unwrap();
@@ -97,12 +97,12 @@ impl Operator {
         }
     }
 
-    fn gauge(&self, what: &str) -> i64 {
+    pub(crate) fn gauge(&self, what: &str) -> i64 {
         self.metrics.mesh.with_label_values(&[what]).get()
     }
 
     /// Waits until it is somebody who believes this.
-    async fn joined(&self, bundle: &Bundle) {
+    pub(crate) async fn joined(&self, bundle: &Bundle) {
         let mut members = self.mesh.member.clone();
         let believes =
             |bundle: &Bundle, other: &Bundle| bundle.certificates().eq(other.certificates());
@@ -113,7 +113,7 @@ impl Operator {
     }
 
     /// Waits for what a gauge should be.
-    async fn until(&self, what: impl Fn(&Self) -> bool) {
+    pub(crate) async fn until(&self, what: impl Fn(&Self) -> bool) {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         while !what(self) {
             assert!(tokio::time::Instant::now() < deadline, "{}", self.metrics.text());

@@ -109,6 +109,10 @@ impl Followed for InForce {
                 self.admin.in_force(said.serial);
             }
             Statement::Confirmation(said) => self.kernel.confirm(said.issued_at),
+            Statement::Trust(said) => {
+                let agents = said.agents.iter().map(|one| (one.id.clone(), one.trust));
+                self.kernel.told_trust(said.as_of, agents);
+            }
         }
         self.admin.operator(true);
         Ok(())

@@ -16,7 +16,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 
 /// What a sidecar does with what it follows.
 pub trait Followed: Send {
-    /// Puts a statement in force: a new state, or the word that the one in force is the newest.
+    /// Puts a statement in force: a new state, the word that the one in force is the newest, or how
+    /// much agents are trusted.
     ///
     /// # Errors
     /// When it cannot; then the state before stays in force, and the statement counts as not taken.
@@ -61,7 +62,7 @@ async fn one_stream(
 ) -> String {
     let mut client =
         DistributionClient::new(channel).max_decoding_message_size(MAX_STATEMENT_BYTES + 1024);
-    let request = FollowRequest { serial: verifier.serial() };
+    let request = FollowRequest { serial: verifier.serial(), trust: Some(verifier.trust()) };
     let mut stream = match client.follow(request).await {
         Ok(response) => response.into_inner(),
         Err(status) => return format!("the operator does not answer: {}", status.message()),

@@ -54,6 +54,26 @@ pub enum Refused {
         /// The serial in force.
         held: u64,
     },
+    /// Older trust than is known.
+    #[error(
+        "trust under number {offered} was told, and {held} is known: older trust is never taken"
+    )]
+    OlderTrust {
+        /// Its number.
+        offered: u64,
+        /// The number that is known.
+        held: u64,
+    },
+    /// Something between what is known and what was told is missing.
+    #[error(
+        "what has changed since number {since} was told, and {held} is known; all is asked for again"
+    )]
+    MissedTrust {
+        /// What it continues.
+        since: u64,
+        /// The number that is known.
+        held: u64,
+    },
 }
 
 /// Takes statements of an operator whose keys are known.
@@ -61,6 +81,7 @@ pub enum Refused {
 pub struct Verifier {
     keys: Vec<VerifyingKey>,
     serial: u64,
+    trust: u64,
     confirmed_at: Option<Timestamp>,
 }
 
@@ -78,13 +99,19 @@ impl Verifier {
     /// A sidecar that has nothing in force. While a key is exchanged, both are known.
     #[must_use]
     pub const fn new(keys: Vec<VerifyingKey>) -> Self {
-        Self { keys, serial: 0, confirmed_at: None }
+        Self { keys, serial: 0, trust: 0, confirmed_at: None }
     }
 
     /// The serial in force; 0 for none.
     #[must_use]
     pub const fn serial(&self) -> u64 {
         self.serial
+    }
+
+    /// The number of what was told of agents' trust last; 0 for nothing.
+    #[must_use]
+    pub const fn trust(&self) -> u64 {
+        self.trust
     }
 
     /// When the operator last said that what is in force is the newest.
@@ -112,6 +139,7 @@ impl Verifier {
         let (issued_at, expires_at) = match &statement {
             Statement::State(state) => (state.issued_at, state.expires_at),
             Statement::Confirmation(said) => (said.issued_at, said.expires_at),
+            Statement::Trust(said) => (said.issued_at, said.expires_at),
         };
         if expires_at <= now {
             return Err(Refused::Expired(expires_at));
@@ -126,6 +154,12 @@ impl Verifier {
             Statement::Confirmation(Confirmation { serial, .. }) if *serial != self.serial => {
                 Err(Refused::Other { offered: *serial, held: self.serial })
             }
+            Statement::Trust(told) if told.number <= self.trust => {
+                Err(Refused::OlderTrust { offered: told.number, held: self.trust })
+            }
+            Statement::Trust(told) if told.since > self.trust => {
+                Err(Refused::MissedTrust { since: told.since, held: self.trust })
+            }
             _ => Ok(statement),
         }
     }
@@ -138,6 +172,11 @@ impl Verifier {
                 state.issued_at
             }
             Statement::Confirmation(said) => said.issued_at,
+            Statement::Trust(told) => {
+                self.trust = told.number;
+                // It says nothing of the state.
+                return;
+            }
         };
         self.confirmed_at = self.confirmed_at.max(Some(issued_at));
     }
@@ -148,7 +187,10 @@ mod tests {
     use aegis_core::thresholds::Thresholds;
     use serde_json::value::RawValue;
 
-    use super::{super::Distributed, *};
+    use super::{
+        super::{Distributed, ToldTrust},
+        *,
+    };
 
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
@@ -230,5 +272,27 @@ mod tests {
         assert_eq!(verifier.confirmed_at(), Some(earlier));
         offer(&mut verifier, &confirmation(3), 1).unwrap();
         assert_eq!(verifier.confirmed_at(), Some(NOW));
+    }
+
+    #[test]
+    fn older_trust_is_never_taken_and_none_is_missed() {
+        let mut verifier = Verifier::new(vec![key(1).verifying_key()]);
+        let told = |since: u64, number: u64| {
+            let expires_at = NOW.plus(Duration::from_secs(60));
+            let (issued_at, agents) = (NOW, vec![]);
+            Statement::Trust(ToldTrust { number, since, as_of: 9, issued_at, expires_at, agents })
+        };
+        assert!(matches!(
+            offer(&mut verifier, &told(1, 2), 1),
+            Err(Refused::MissedTrust { since: 1, held: 0 })
+        ));
+        assert_eq!(offer(&mut verifier, &told(0, 5), 1), Ok(()));
+        for number in [1, 4, 5] {
+            let refused = Refused::OlderTrust { offered: number, held: 5 };
+            assert_eq!(offer(&mut verifier, &told(0, number), 1), Err(refused));
+        }
+        assert_eq!(offer(&mut verifier, &told(5, 6), 1), Ok(()));
+        assert_eq!(offer(&mut verifier, &told(6, 7), 2), Err(Refused::Signature));
+        assert_eq!((verifier.trust(), verifier.serial(), verifier.confirmed_at()), (6, 0, None));
     }
 }

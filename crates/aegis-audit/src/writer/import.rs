@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::Writer;
 use crate::import::{Foreign, Import, ImportError};
@@ -147,14 +148,14 @@ impl Writer {
         let head = tree.head();
         let count = rows.len() as u64;
         let write = Batch { from, head, rows, tiles, salts };
+        let started = Instant::now();
         if let Err(error) = self.store.commit(&write).await {
             self.failed(&error);
             return Err(error);
         }
         self.tree = tree;
         self.head.send_replace(head);
-        self.counters.batches.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        self.counters.committed.fetch_add(count, std::sync::atomic::Ordering::Relaxed);
+        self.counters.batch(count, started.elapsed());
         Ok(())
     }
 }

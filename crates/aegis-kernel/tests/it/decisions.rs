@@ -7,6 +7,7 @@ use aegis_core::{
     action::{Action, ActionKind},
     decision::{Reason, Verdict},
     thresholds::Thresholds,
+    trust::Trust,
 };
 use aegis_kernel::{Ending, Record, State, Thresholding};
 use serde_json::json;
@@ -250,4 +251,54 @@ async fn no_change_of_the_state_is_lost_to_another() {
         }
     });
     assert_eq!(kernel.state().quarantined.len(), EACH);
+}
+
+fn read_secret() -> Action {
+    Action { server: "vault".into(), ..call_with("read", json!({ "path": "credentials.txt" })) }
+}
+
+fn told(a: u64, b: u64) -> [(aegis_core::AgentId, Trust); 1] {
+    let (a, b) = (a * 1_000_000, b * 1_000_000);
+    [(agent("one"), Trust { a, b, ..Trust::default() })]
+}
+
+#[tokio::test]
+async fn told_trust_decides_whether_a_human_is_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let domain = Domain::open(folder.path()).await;
+    assert_eq!(reason(&domain, read_secret()).await, Reason::ApprovalByTier);
+    // What its other pods have earned counts here.
+    domain.kernel.told_trust(40_000, told(95, 5));
+    let permit = domain.kernel.decide(domain.context(), read_secret()).await.unwrap();
+    assert_eq!(permit.receipt().decision.trust.get(), 950);
+    let recorded = domain.entries().await.pop().unwrap();
+    assert_eq!((recorded.trust, recorded.trust_as_of), (Some(950), Some(40_000)));
+    // And what they have lost: below tMin, a human is asked.
+    domain.kernel.told_trust(40_100, told(85, 15));
+    let refusal = domain.kernel.decide(domain.context(), read_secret()).await.unwrap_err();
+    assert_eq!(refusal.decision.reason, Reason::ApprovalByTier);
+    assert_eq!((refusal.decision.trust.get(), refusal.decision.trust_as_of), (850, 40_100));
+    assert_eq!(reason(&domain, call("add")).await, Reason::PolicyAllowed);
+    // Another agent is none the better or worse for it.
+    assert_eq!(domain.kernel.trust(&agent("two")).0.score().get(), 500);
+}
+
+#[tokio::test]
+async fn told_trust_below_the_critical_score_quarantines() {
+    let folder = tempfile::tempdir().unwrap();
+    let domain = Domain::open(folder.path()).await;
+    let mut changes = domain.kernel.changes();
+    assert_eq!(reason(&domain, call("add")).await, Reason::PolicyAllowed);
+    changes.mark_unchanged();
+    domain.kernel.told_trust(9, told(1, 9));
+    assert!(changes.has_changed().unwrap(), "what is open is judged again");
+    assert_eq!(reason(&domain, call("add")).await, Reason::AgentQuarantined);
+    domain.kernel.told_trust(12, told(2, 2));
+    assert_eq!(reason(&domain, call("add")).await, Reason::PolicyAllowed);
+    // What happens here counts at once, and does not wait until it is told.
+    for _ in 0..100 {
+        let forbidden = call_with("add", json!({ "word": "forbidden" }));
+        let _ = domain.kernel.decide(domain.context(), forbidden).await;
+    }
+    assert_eq!(reason(&domain, call("add")).await, Reason::AgentQuarantined);
 }
