@@ -15,6 +15,6 @@ ln -sfn "$(./e2e/setup.sh where sdk-node)/node_modules" sdk/typescript/node_modu
 
 export PYTHONDONTWRITEBYTECODE=1
 (cd sdk/python && "$python/mypy" --cache-dir /dev/null && "$python/pytest" -p no:cacheprovider)
-(cd sdk/python && "$crewai/pytest" -p no:cacheprovider tests/test_crewai.py)
+(cd sdk/python && "$crewai/pytest" -p no:cacheprovider -W ignore::DeprecationWarning tests/test_crewai.py)
 
 "$(./e2e/setup.sh where mcp-python)/bin/python" e2e/sdk/sandbox.py --aegis "$AEGIS_BIN" --node "$node/node"

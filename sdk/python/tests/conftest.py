@@ -83,8 +83,9 @@ class Daemon:
         return subprocess.run([AEGIS, *arguments], capture_output=True, text=True, env=environment, check=check)
 
     def entries(self, kind: str) -> list[dict[str, Any]]:
-        lines = self.run("audit", "query", "--kind", kind, "-o", "json").stdout.splitlines()
-        return [json.loads(line)["entry"] for line in lines]
+        """The newest last."""
+        done = self.run("audit", "query", "--kind", kind, "--limit", "10000", "-o", "json")
+        return [json.loads(line)["entry"] for line in reversed(done.stdout.splitlines())]
 
     def outcomes(self, decision_id: str | None) -> list[str]:
         """What is recorded of how a decision's action ended; waits for the first."""

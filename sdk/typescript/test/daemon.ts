@@ -92,10 +92,11 @@ export class Daemon {
     return spawnSync(AEGIS, args, { encoding: "utf8", env });
   }
 
+  /** The newest last. */
   entries(kind: string): Entry[] {
-    const done = this.run(["audit", "query", "--kind", kind, "-o", "json"]);
+    const done = this.run(["audit", "query", "--kind", kind, "--limit", "10000", "-o", "json"]);
     const lines = done.stdout.split("\n").filter((line) => line !== "");
-    return lines.map((line) => (JSON.parse(line) as { entry: Entry }).entry);
+    return lines.map((line) => (JSON.parse(line) as { entry: Entry }).entry).reverse();
   }
 
   /** What is recorded of how a decision's action ended; waits for the first. */

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, AsyncIterator, Mapping
 
 from .errors import AegisError, Unavailable
-from .model import LOCAL, Decision, Event, Outcome, Question, outcome_body, refusal, tool_call
+from .model import LOCAL, Decision, Event, Outcome, Question, object_of, outcome_body, refusal, tool_call
 from .wire import MAX_WAIT, Answer, Events, Place, place
 
 log = logging.getLogger("aegis_sdk")
@@ -57,7 +57,7 @@ class AsyncAegis:
             return
         status, body = await self._ask("POST", "/v1/outcomes", outcome_body(decision.decision_id, outcome))
         if status != 200:
-            raise refusal(status, {"message": body.decode(errors="replace")})
+            raise refusal(status, object_of(body))
 
     async def conclude(self, decision: Decision, outcome: Outcome) -> None:
         """As `Aegis.conclude`."""

@@ -11,7 +11,7 @@ import time
 from typing import Any, Iterator, Mapping
 
 from .errors import AegisError, Unavailable
-from .model import LOCAL, Decision, Event, Outcome, Question, outcome_body, refusal, tool_call
+from .model import LOCAL, Decision, Event, Outcome, Question, object_of, outcome_body, refusal, tool_call
 from .wire import MAX_WAIT, Answer, Events, Place, place
 
 log = logging.getLogger("aegis_sdk")
@@ -68,7 +68,7 @@ class Aegis:
             return
         status, body = self._ask("POST", "/v1/outcomes", outcome_body(decision.decision_id, outcome))
         if status != 200:
-            raise refusal(status, {"message": body.decode(errors="replace")})
+            raise refusal(status, object_of(body))
 
     def conclude(self, decision: Decision, outcome: Outcome) -> None:
         """As `report`, for what has happened already: trouble is logged and not raised."""

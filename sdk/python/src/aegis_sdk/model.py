@@ -75,7 +75,7 @@ class Decision:
     @classmethod
     def read(cls, status: int, body: bytes) -> Decision:
         """Reads an answer. Nothing but a well-formed `"decision": true` allows."""
-        answer = _object(body)
+        answer = object_of(body)
         if status == 200 and isinstance(answer.get("decision"), bool):
             context = answer.get("context")
             if isinstance(context, dict):
@@ -122,7 +122,8 @@ def refusal(status: int, answer: Mapping[str, Any]) -> Denied | Unavailable:
     return Unavailable(f"the Aegis daemon answered {status}: {said}")
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def object_of(body: bytes) -> dict[str, Any]:
+    """A JSON object, or an empty one for whatever is none."""
     try:
         answer = json.loads(body)
     except ValueError:
