@@ -61,12 +61,12 @@ pub struct DataResult {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decision_id: Option<String>,
     /// The document.
-    pub result: DataDecision,
+    pub result: DataDocument,
 }
 
 /// The document at `data.aegis.decision`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DataDecision {
+pub struct DataDocument {
     /// Whether it may happen now.
     pub allow: bool,
     /// Why.

@@ -3,7 +3,7 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use aegis_api::kernel::{
-    Configuration, DataDecision, DataResult, Ended, Evaluation, Evaluations, MAX_WAIT_SECS,
+    Configuration, DataDocument, DataResult, Ended, Evaluation, Evaluations, MAX_WAIT_SECS,
     OutcomeReport, OutcomeTaken, Refused,
 };
 use aegis_audit::entry::Outcome;
@@ -145,7 +145,7 @@ impl Session {
                     Err(error) => self.refused(&caller, &error).await?,
                 };
                 let decision_id = context.decision_id.clone();
-                let result = DataDecision { allow: decision, context };
+                let result = DataDocument { allow: decision, context };
                 Ok(sent(StatusCode::OK, &DataResult { decision_id, result }))
             }
             (&Method::POST, "/v1/outcomes") => {
