@@ -2,7 +2,7 @@
 //! `unknown` after a deadline, a while after its connection ended, or when the process does.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     convert::Infallible,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
@@ -27,16 +27,18 @@ const TICK: Duration = Duration::from_secs(1);
 /// One of them.
 struct Open {
     receipt: Receipt,
-    agent: AgentId,
     connection: u64,
     since: Instant,
     due: Instant,
 }
 
-/// All of them, by the decision's id.
+/// Those of one agent by the decision's id, which sorts by time.
+type OfAgent = BTreeMap<String, Open>;
+
+/// All of them.
 #[derive(Default)]
 pub(super) struct OpenDecisions {
-    open: Mutex<HashMap<String, Open>>,
+    open: Mutex<HashMap<AgentId, OfAgent>>,
     connections: AtomicU64,
 }
 
@@ -56,20 +58,14 @@ impl OpenDecisions {
     ) {
         let now = Instant::now();
         let id = receipt.decision_id.clone();
-        let open =
-            Open { receipt, agent: agent.clone(), connection, since: now, due: now + DEADLINE };
+        let open = Open { receipt, connection, since: now, due: now + DEADLINE };
         let forgotten = {
             let mut all = self.open.lock();
-            let own = all.iter().filter(|(_, open)| open.agent == *agent);
-            let oldest = match own.clone().count() {
-                0..MAX_OPEN => None,
-                _ => own.min_by_key(|(_, open)| open.since).map(|(id, _)| id.clone()),
-            };
-            let forgotten = oldest.and_then(|id| all.remove(&id));
-            all.insert(id, open);
-            forgotten
+            let own = all.entry(agent.clone()).or_default();
+            own.insert(id, open);
+            if own.len() > MAX_OPEN { own.pop_first() } else { None }
         };
-        if let Some(forgotten) = forgotten {
+        if let Some((_, forgotten)) = forgotten {
             forgotten.conclude(kernel, Outcome::Unknown).await;
         }
     }
@@ -83,11 +79,8 @@ impl OpenDecisions {
         decision: &str,
         result: Outcome,
     ) -> bool {
-        let taken = {
-            let mut all = self.open.lock();
-            let own = all.get(decision).is_some_and(|open| open.agent == *agent);
-            own.then(|| all.remove(decision)).flatten()
-        };
+        // Another's is not found: there is no asking for it.
+        let taken = self.open.lock().get_mut(agent).and_then(|own| own.remove(decision));
         match taken {
             Some(open) => {
                 open.conclude(kernel, result).await;
@@ -100,7 +93,9 @@ impl OpenDecisions {
     /// The caller has gone: what it was allowed is awaited for a while longer.
     pub(super) fn disconnected(&self, connection: u64) {
         let until = Instant::now() + AFTERWARDS;
-        for open in self.open.lock().values_mut().filter(|open| open.connection == connection) {
+        let mut all = self.open.lock();
+        let open = all.values_mut().flat_map(BTreeMap::values_mut);
+        for open in open.filter(|open| open.connection == connection) {
             open.due = open.due.min(until);
         }
     }
@@ -121,8 +116,11 @@ impl OpenDecisions {
     }
 
     async fn conclude_where(&self, kernel: &Kernel, ended: impl Fn(&Open) -> bool) {
-        let over: Vec<Open> =
-            self.open.lock().extract_if(|_, open| ended(open)).map(|(_, open)| open).collect();
+        let mut over = Vec::new();
+        self.open.lock().retain(|_, own| {
+            over.extend(own.extract_if(.., |_, open| ended(open)).map(|(_, open)| open));
+            !own.is_empty()
+        });
         for open in over {
             open.conclude(kernel, Outcome::Unknown).await;
         }
