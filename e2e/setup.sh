@@ -7,7 +7,7 @@
 #   e2e/setup.sh where TARGET    print the folder or program of an installed target
 #   e2e/setup.sh list            print the targets
 #
-# Everything is pinned: versions here, in e2e/node/package-lock.json, in e2e/python/*.txt and in the go.sum
+# Everything is pinned: versions here, in e2e/node/package-lock.json and sdk/typescript/package-lock.json, in e2e/python/*.txt and in the go.sum
 # of each Go module. It goes to ${AEGIS_CACHE:-~/.cache/aegis}, keyed by version; nothing is done twice, and two
 # runs at once wait for each other where they install the same. Only `postgres`, `haproxy`, `prometheus` and `containerd`
 # touch the system (Debian's packages), and only as root.
@@ -23,7 +23,7 @@ NEXTEST_VERSION=0.9.151
 DENY_VERSION=0.20.2
 HELM_VERSION=4.3.1
 
-TARGETS="node24 mcp-node mcp-python opa nextest cargo-deny postgres agent-toolkit envoy haproxy kubernetes containerd coredns helm prometheus"
+TARGETS="node24 mcp-node mcp-python sdk-node sdk-python sdk-crewai opa nextest cargo-deny postgres agent-toolkit envoy haproxy kubernetes containerd coredns helm prometheus"
 DEFAULTS="node24 mcp-node mcp-python opa"
 
 say() { printf '%-12s %s\n' "$1" "$2"; }
@@ -95,10 +95,11 @@ into_venv() {
   "$2/bin/pip" install --disable-pip-version-check --no-input -r "$1"
 }
 
+# into_node_modules FOLDER_OF_PACKAGE_JSON FOLDER
 into_node_modules() {
-  cp "$HERE/node/package.json" "$HERE/node/package-lock.json" "$1/"
+  cp "$1/package.json" "$1/package-lock.json" "$2/"
   # No install scripts: none of these packages needs one.
-  (cd "$1" && PATH="$(where node24)/bin:$PATH" npm ci --no-audit --no-fund --ignore-scripts)
+  (cd "$2" && PATH="$(where node24)/bin:$PATH" npm ci --no-audit --no-fund --ignore-scripts)
 }
 
 install_node24() {
@@ -107,13 +108,28 @@ install_node24() {
 }
 
 install_mcp-node() {
-  fill mcp-node "MCP programs on Node" "$(where mcp-node)" into_node_modules
+  fill mcp-node "MCP programs on Node" "$(where mcp-node)" into_node_modules "$HERE/node"
 }
 
 install_mcp-python() {
   need python3 "install Python 3.10 or newer"
   fill mcp-python "mcp, mcp-server-git, mcp-server-time" "$(venv_path mcp)" into_venv "$HERE/python/mcp.txt"
   fill mcp-python "mcp-server-sqlite" "$(venv_path sqlite)" into_venv "$HERE/python/sqlite.txt"
+}
+
+# What the SDKs are tested with: the frameworks whose tools they govern.
+install_sdk-node() {
+  fill sdk-node "the AI SDK, TypeScript" "$(where sdk-node)" into_node_modules "$HERE/../sdk/typescript"
+}
+
+install_sdk-python() {
+  need python3 "install Python 3.10 or newer"
+  fill sdk-python "LangChain, LangGraph, OpenAI Agents SDK" "$(venv_path sdk)" into_venv "$HERE/python/sdk.txt"
+}
+
+install_sdk-crewai() {
+  need python3 "install Python 3.10 or newer"
+  fill sdk-crewai "CrewAI" "$(venv_path crewai)" into_venv "$HERE/python/crewai.txt"
 }
 
 # A peer in the policy benchmark.
@@ -250,6 +266,9 @@ where() {
     node24) venv_path node24 ;;
     mcp-node) echo "$TOOLS/mcp-node-$(key "$HERE/node/package-lock.json")" ;;
     mcp-python) venv_path mcp ;;
+    sdk-node) echo "$TOOLS/sdk-node-$(key "$HERE/../sdk/typescript/package-lock.json")" ;;
+    sdk-python) venv_path sdk ;;
+    sdk-crewai) venv_path crewai ;;
     mcp-sqlite) venv_path sqlite ;;
     agent-toolkit) venv_path agent-toolkit ;;
     opa) echo "$BIN/opa" ;;

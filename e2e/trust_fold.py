@@ -118,6 +118,10 @@ def fold(entries):
             agents.setdefault(name, Posterior()).violated(risk)
         elif kind == "outcome" and result == "success" and entry.get("action", {}).get("kind") in KINDS:
             risky, hour = entry.get("tier") == "L3", hour_of(entry["timestamp"])
+            if entry["action"].get("protocol") == "kernel":  # the agent's own word earns nothing; risk wears all the same
+                if not risky:
+                    continue
+                risk = 0
             agents.setdefault(name, Posterior()).succeeded(risk, risky, hour, limits)
         elif kind == "trust_adjusted" and whole(detail.get("a")) and whole(detail.get("b")):
             agents.setdefault(name, Posterior()).adjusted(detail["a"], detail["b"])

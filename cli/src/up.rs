@@ -7,6 +7,7 @@ mod control;
 mod daemon;
 mod guesses;
 mod identity;
+mod kernel;
 mod operators;
 mod service;
 
@@ -57,6 +58,10 @@ pub(crate) struct Args {
     /// Where /metrics, /healthz and /readyz are served; port 0 picks one
     #[arg(long, env = "AEGIS_ADMIN", default_value = "127.0.0.1:7100")]
     admin: SocketAddr,
+    /// Where the kernel API is served besides kernel.sock: an address of loopback. Who asks there is
+    /// attested as on the socket, and has to know the token in the file kernel.token of the state folder
+    #[arg(long, env = "AEGIS_KERNEL_ADDRESS", value_name = "ADDRESS")]
+    kernel_address: Option<SocketAddr>,
     /// How long one evaluation of a policy may take before it denies. Milliseconds of wall time
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     policy_budget_ms: u64,

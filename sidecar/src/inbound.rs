@@ -224,7 +224,7 @@ fn check_host(route: &Route, local: SocketAddr, headers: &HeaderMap) -> Result<(
     }
 }
 
-fn is_loopback(authority: &str, port: Option<u16>) -> bool {
+pub(crate) fn is_loopback(authority: &str, port: Option<u16>) -> bool {
     let Ok(authority) = authority.parse::<http::uri::Authority>() else { return false };
     let host = authority.host();
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();

@@ -5,7 +5,8 @@
 //! the kernel and holds what waits for a human; [`forward`] sends what the permit owns; `relay` and
 //! `stream` take the answer, every event of which leaves through [`exchange`]; [`respond`] alone turns
 //! a reason into words of the protocol. [`stdio`] walks the same path for a wrapped command, and
-//! [`transparent`] leads to it what a pod's redirect has caught.
+//! [`transparent`] leads to it what a pod's redirect has caught. Beside it, [`kernel_api`] answers code
+//! that asks before it acts.
 
 mod accept;
 pub mod attest;
@@ -14,6 +15,7 @@ mod direct;
 pub mod exchange;
 pub mod forward;
 pub mod inbound;
+pub mod kernel_api;
 pub mod listing;
 pub mod metrics;
 mod oauth;
@@ -31,5 +33,6 @@ pub mod transparent;
 pub use attest::{Attest, Attested};
 pub use direct::MESH_PROTOCOL;
 pub use inbound::serve;
+pub use kernel_api::KernelApi;
 pub use resolve::Reachable;
 pub use route::{Route, RouteError, Shared};

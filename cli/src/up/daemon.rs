@@ -11,7 +11,12 @@ use aegis_ca::{Applications, IdentityManager, WorkloadSocket};
 use aegis_core::{Timestamp, TrustDomain};
 use aegis_kernel::{Kernel, State, trust_book};
 use aegis_policy::{Compiler, ModuleCache, Opa, PolicyState, PolicyStatus};
-use aegis_sidecar::{Attest, Reachable, Route, Shared, metrics::Metrics, refusals::Refusals};
+use aegis_sidecar::{
+    Attest, KernelApi, Reachable, Route, Shared,
+    kernel_api::{Door, feed},
+    metrics::Metrics,
+    refusals::Refusals,
+};
 use anyhow::Context as _;
 use parking_lot::Mutex;
 use prometheus::Registry;
@@ -25,12 +30,13 @@ use super::{
     config::Configuration,
     control,
     guesses::Guesses,
-    identity,
+    identity, kernel,
     operators::Operators,
 };
 use crate::output::Several;
 
 pub(super) use folder::files_of;
+pub(super) use opening::bind_socket;
 
 use folder::{stamp, watch};
 use opening::StateLock;
@@ -54,7 +60,7 @@ pub(super) struct Listening {
 /// Everything of the process.
 pub(super) struct Daemon {
     pub(super) config: PathBuf,
-    /// Where the control socket and that of the Workload API are.
+    /// Where the control socket, that of the kernel API and that of the Workload API are.
     pub(super) sockets: PathBuf,
     pub(super) operators: Operators,
     pub(super) trust_domain: TrustDomain,
@@ -82,6 +88,10 @@ pub(super) struct Daemon {
     compiler: Compiler,
     admin: TcpListener,
     control: UnixListener,
+    kernel_api: Arc<KernelApi>,
+    /// Where the kernel API is on loopback, if it was asked for.
+    kernel_address: Option<SocketAddr>,
+    doors: Mutex<Vec<Door>>,
     workload: Mutex<Option<WorkloadSocket>>,
     tasks: TaskTracker,
     drain: CancellationToken,
@@ -105,9 +115,12 @@ impl Daemon {
                 args.admin
             )
         })?;
-        let control = opening::bind_control(&sockets.join("control.sock"), args.sockets.is_some())?;
+        let control = opening::bind_socket(&sockets.join("control.sock"), args.sockets.is_some())?;
+        let doors = kernel::doors(args, &sockets).await?;
         let (book, observer) = trust_book();
-        let (journal, location) = opening::open_journal(args, observer).await?;
+        let (feed, tells) = feed();
+        let observers = vec![observer, tells];
+        let (journal, location) = opening::open_journal(args, observers).await?;
         let compiler =
             Compiler::new(Opa::locate()?, Some(ModuleCache::open(args.state.join("policies"))?));
         let authority = identity::open(&args.state.join("ca"), &args.trust_domain, &journal)?;
@@ -123,6 +136,7 @@ impl Daemon {
             reachable: Reachable::Everything,
             drain: drain.clone(),
         });
+        let kernel_api = KernelApi::new(Arc::clone(&shared), feed);
         let workload = WorkloadSocket::bind(sockets.join("workload").join("api.sock")).await?;
         let daemon = Arc::new(Self {
             config,
@@ -149,6 +163,9 @@ impl Daemon {
             compiler,
             admin,
             control,
+            kernel_api,
+            kernel_address: doors.address,
+            doors: Mutex::new(doors.all),
             workload: Mutex::new(Some(workload)),
             tasks: TaskTracker::new(),
             drain,
@@ -172,6 +189,10 @@ impl Daemon {
     pub(super) fn announce(&self) {
         println!("aegis {} is up, trust domain {}", env!("CARGO_PKG_VERSION"), self.trust_domain);
         println!("  control    {}", self.sockets.join("control.sock").display());
+        println!("  kernel     {}", self.sockets.join("kernel.sock").display());
+        if let Some(address) = self.kernel_address {
+            println!("  kernel     http://{address}");
+        }
         println!("  ledger     {} ({:?})", self.location, self.audit);
         println!("  workload   unix://{}", self.sockets.join("workload/api.sock").display());
         if let Ok(address) = self.admin.local_addr() {
@@ -215,6 +236,7 @@ impl Daemon {
                 }
             });
         }
+        tasks.spawn(Arc::clone(&self.kernel_api).serve(std::mem::take(&mut self.doors.lock())));
         let rotating = tokio::spawn(self.authority.clone().keep_rotating());
         let control = control::serve(Arc::clone(&self), &self.control, &self.admin)?;
         tokio::select! {
@@ -229,7 +251,9 @@ impl Daemon {
         }
         self.kernel.keep_trust().await;
         self.kernel.journal().close().await.context("the ledger did not close in order")?;
-        let _ = fs::remove_file(self.sockets.join("control.sock"));
+        for socket in ["control.sock", "kernel.sock"] {
+            let _ = fs::remove_file(self.sockets.join(socket));
+        }
         Ok(())
     }
 

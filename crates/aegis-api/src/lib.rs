@@ -11,6 +11,7 @@ pub mod control;
 pub mod distribution;
 pub mod frame;
 pub mod journal;
+pub mod kernel;
 pub mod trust;
 pub mod workload;
 

@@ -179,6 +179,7 @@ reasons! {
     ObligationUnmet "obligation_unmet" "A policy asks for something that this enforcement point cannot do.";
     IdentityMissing "identity_missing" "The caller has not proven who it is.";
     IdentityUnknown "identity_unknown" "No AgentIdentity is registered for the caller.";
+    SubjectMismatch "subject_mismatch" "The question names another subject than the caller.";
     IdentityExpired "identity_expired" "The caller's identity has expired.";
     IdentityRevoked "identity_revoked" "The caller's identity has been revoked.";
     AgentQuarantined "agent_quarantined" "The agent is quarantined.";

@@ -7,7 +7,7 @@ use aegis_core::{
     cost::Cost,
     decision::{ApprovalNeed, Decision, Finding, RateObservation, Reason, Verdict},
     input::{ActionInput, ContextInput, Input, PrincipalInput, ProvenanceInput},
-    policy::Effect,
+    policy::{Effect, Obligation, ObligationKind, Scope},
     risk::{Facts, Risk},
     thresholds::Thresholds,
     tier::Tier,
@@ -149,6 +149,14 @@ pub(crate) fn judge(
         engine.evaluate(&input, namespace)
     };
     judgement.combine(request, evaluation, thresholds, purpose);
+    // Nothing comes back through the kernel API that could be redacted there.
+    let unmet = |obligation: &Obligation| obligation.kind == ObligationKind::RedactResult;
+    if request.context.scope == Scope::Kernel
+        && judgement.decision.verdict != Verdict::Deny
+        && judgement.decision.obligations.iter().any(unmet)
+    {
+        judgement.deny(Reason::ObligationUnmet);
+    }
     judgement
 }
 

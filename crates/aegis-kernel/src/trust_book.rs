@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, HashMap};
 use aegis_audit::entry::{Draft, Entry, Kind, Outcome};
 use aegis_core::{
     AgentId, Timestamp,
-    action::ActionKind,
+    action::{ActionKind, Protocol},
     decision::Reason,
     risk::PerMille,
     thresholds::Thresholds,
@@ -141,7 +141,13 @@ fn observation(facts: &Facts<'_>) -> Option<Observation> {
             let kind: ActionKind =
                 serde_json::from_value(facts.action.get("kind")?.clone()).ok()?;
             let tier = if facts.tier == Some("L3") { Tier::Mesh } else { Tier::Local };
-            (!kind.is_preparatory()).then(|| Observation::Succeeded { risk: risk(), tier })
+            // Nobody but the agent saw what the kernel API let it do: its word earns nothing, and what
+            // was risky wears its trust all the same.
+            let own_word =
+                facts.action.get("protocol").is_some_and(|p| p == Protocol::Kernel.as_str());
+            let risk = if own_word { PerMille::clamped(0) } else { risk() };
+            let counts = !kind.is_preparatory() && (!own_word || tier == Tier::Mesh);
+            counts.then_some(Observation::Succeeded { risk, tier })
         }
         (Kind::TrustAdjusted, _) => {
             let number = |name: &str| facts.detail.get(name).and_then(Value::as_u64);
@@ -367,6 +373,11 @@ mod tests {
         let mut list = draft(Kind::Outcome, Outcome::Success, None);
         list.action.insert("kind".into(), json!("list"));
         assert_eq!(score_after(&[list]), 500);
+        let mut own_word = draft(Kind::Outcome, Outcome::Success, None);
+        own_word.action.insert("protocol".into(), json!("kernel"));
+        assert_eq!(score_after(std::slice::from_ref(&own_word)), 500);
+        own_word.tier = Some("L3".into());
+        assert!(score_after(&vec![own_word; 500]) < 500, "what was risky wears trust");
     }
 
     #[test]

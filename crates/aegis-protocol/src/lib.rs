@@ -8,6 +8,7 @@
 
 pub mod json;
 pub mod jsonrpc;
+pub mod kernel;
 pub mod mcp;
 pub mod redact;
 pub mod sse;

@@ -143,11 +143,11 @@ pub(super) fn private_folder(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Binds the control socket; one that answers belongs to another daemon.
+/// Binds the control socket, or that of the kernel API; one that answers belongs to another daemon.
 ///
-/// A `shared` one can be connected to by everybody who can enter its folder: wrappers of agents of
-/// other users must.
-pub(super) fn bind_control(path: &Path, shared: bool) -> anyhow::Result<UnixListener> {
+/// A `shared` one can be connected to by everybody who can enter its folder: wrappers and functions of
+/// agents of other users must.
+pub(in crate::up) fn bind_socket(path: &Path, shared: bool) -> anyhow::Result<UnixListener> {
     if path.exists() {
         anyhow::ensure!(
             std::os::unix::net::UnixStream::connect(path).is_err(),
@@ -157,7 +157,7 @@ pub(super) fn bind_control(path: &Path, shared: bool) -> anyhow::Result<UnixList
         fs::remove_file(path).with_context(|| format!("cannot replace {}", path.display()))?;
     }
     let listener = UnixListener::bind(path)
-        .with_context(|| format!("cannot bind the control socket {}", path.display()))?;
+        .with_context(|| format!("cannot bind the socket {}", path.display()))?;
     let mode = std::os::unix::fs::PermissionsExt::from_mode(if shared { 0o666 } else { 0o600 });
     fs::set_permissions(path, mode)
         .with_context(|| format!("cannot set the mode of {}", path.display()))?;
@@ -166,7 +166,7 @@ pub(super) fn bind_control(path: &Path, shared: bool) -> anyhow::Result<UnixList
 
 pub(super) async fn open_journal(
     args: &Args,
-    observer: aegis_audit::Observer,
+    observers: Vec<aegis_audit::Observer>,
 ) -> anyhow::Result<(Journal, Location)> {
     let location = match &args.ledger {
         Some(place) => match place.parse::<Location>() {
@@ -178,7 +178,7 @@ pub(super) async fn open_journal(
     let origin = format!("{}/ledger", args.trust_domain);
     let signer = Signer::load_or_create(&args.state.join("ledger.key"), &origin)?;
     let mut options = Options::new(format!("{}/daemon", args.trust_domain), signer);
-    options.observers.push(observer);
+    options.observers.extend(observers);
     if matches!(location, Location::Postgres(_)) {
         options.saved_checkpoint = Some(args.state.join("ledger.checkpoint"));
     }
