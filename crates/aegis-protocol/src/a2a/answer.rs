@@ -287,17 +287,28 @@ mod tests {
     fn a_task_is_found_in_every_form_of_an_answer() {
         use Binding::{HttpJson, JsonRpc};
         use Version::{V0_3, V1_0};
-        let task = json!({ "id": "t", "contextId": "c", "status": { "state": "TASK_STATE_COMPLETED" } });
-        let update = json!({ "taskId": "t", "contextId": "c", "status": { "state": "TASK_STATE_WORKING" } });
+        let task =
+            json!({ "id": "t", "contextId": "c", "status": { "state": "TASK_STATE_COMPLETED" } });
+        let update =
+            json!({ "taskId": "t", "contextId": "c", "status": { "state": "TASK_STATE_WORKING" } });
         let operation = Operation::SendStreamingMessage;
         for binding in [JsonRpc, HttpJson] {
             let asked = asked(binding, V1_0, operation);
             assert_eq!(read_as(&asked, json!({ "task": task })), spoken(Some(Phase::Completed)));
-            assert_eq!(read_as(&asked, json!({ "statusUpdate": update })), spoken(Some(Phase::Open)));
-            assert_eq!(read_as(&asked, json!({ "status_update": update })), spoken(Some(Phase::Open)));
+            assert_eq!(
+                read_as(&asked, json!({ "statusUpdate": update })),
+                spoken(Some(Phase::Open))
+            );
+            assert_eq!(
+                read_as(&asked, json!({ "status_update": update })),
+                spoken(Some(Phase::Open))
+            );
             let artifact = json!({ "artifactUpdate": { "task_id": "t", "contextId": "c" } });
             assert_eq!(read_as(&asked, artifact), spoken(None));
-            assert_eq!(read_as(&asked, json!({ "message": { "parts": [] } })), Ok(Said::Result(vec![])));
+            assert_eq!(
+                read_as(&asked, json!({ "message": { "parts": [] } })),
+                Ok(Said::Result(vec![]))
+            );
             for lie in [
                 json!({}),
                 json!([]),
@@ -331,7 +342,10 @@ mod tests {
             assert!(read_as(&config, json!({ "taskId": "t", "url": "x" })).is_ok());
             assert!(read_as(&config, json!({ "taskId": "u", "url": "x" })).is_err());
             let list = of(Operation::ListPushConfigs);
-            assert!(read_as(&list, json!({ "configs": [{ "taskId": "t" }, { "taskId": "u" }] })).is_err());
+            assert!(
+                read_as(&list, json!({ "configs": [{ "taskId": "t" }, { "taskId": "u" }] }))
+                    .is_err()
+            );
             assert!(read_as(&list, json!({})).is_ok());
         }
         let of = asked(Binding::HttpJson, Version::V0_3, Operation::GetPushConfig);
@@ -343,7 +357,8 @@ mod tests {
     fn an_answer_carries_the_requests_id_or_is_an_error() {
         let asked = asked(Binding::JsonRpc, Version::V1_0, Operation::GetTask);
         let limits = Limits::default();
-        let read = |text: &str| read(&asked, &Bytes::copy_from_slice(text.as_bytes()), limits, false);
+        let read =
+            |text: &str| read(&asked, &Bytes::copy_from_slice(text.as_bytes()), limits, false);
         assert!(read(r#"{"jsonrpc":"2.0","id":"7","result":{"id":"t"}}"#).is_err());
         assert!(read(r#"{"jsonrpc":"2.0","method":"x"}"#).is_err());
         let error = r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32001,"message":"x"}}"#;

@@ -7,7 +7,7 @@
 use aegis_core::decision::Reason;
 use bytes::Bytes;
 use http::StatusCode;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::{Binding, ProtocolError, Refusal, Version};
 use crate::{
@@ -35,89 +35,38 @@ pub struct Error {
     status: StatusCode,
     name: &'static str,
     reason: &'static str,
-    /// The class that 0.3 clients know it by.
-    class: &'static str,
 }
 
-const fn error(
-    code: i64,
-    status: StatusCode,
-    name: &'static str,
-    reason: &'static str,
-    class: &'static str,
-) -> Error {
-    Error { code, status, name, reason, class }
+const fn error(code: i64, status: StatusCode, name: &'static str, reason: &'static str) -> Error {
+    Error { code, status, name, reason }
 }
 
 impl Error {
     /// No such task, or not the caller's: nobody can tell which (§3.3.2, §13.1).
     pub const TASK_NOT_FOUND: Self =
-        error(-32001, StatusCode::NOT_FOUND, "NOT_FOUND", "TASK_NOT_FOUND", "TaskNotFoundError");
-    const UNSUPPORTED_OPERATION: Self = error(
-        -32004,
-        StatusCode::BAD_REQUEST,
-        "FAILED_PRECONDITION",
-        "UNSUPPORTED_OPERATION",
-        "UnsupportedOperationError",
-    );
-    const INVALID_AGENT_RESPONSE: Self = error(
-        -32006,
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "INTERNAL",
-        "INVALID_AGENT_RESPONSE",
-        "InvalidAgentResponseError",
-    );
-    const VERSION_NOT_SUPPORTED: Self = error(
-        -32009,
-        StatusCode::BAD_REQUEST,
-        "FAILED_PRECONDITION",
-        "VERSION_NOT_SUPPORTED",
-        "VersionNotSupportedError",
-    );
-    const PARSE: Self = error(
-        -32700,
-        StatusCode::BAD_REQUEST,
-        "INVALID_ARGUMENT",
-        "INVALID_REQUEST",
-        "JSONParseError",
-    );
-    const INVALID_REQUEST: Self = error(
-        -32600,
-        StatusCode::BAD_REQUEST,
-        "INVALID_ARGUMENT",
-        "INVALID_REQUEST",
-        "InvalidRequestError",
-    );
-    const TOO_LARGE: Self = error(
-        -32600,
-        StatusCode::PAYLOAD_TOO_LARGE,
-        "INVALID_ARGUMENT",
-        "INVALID_REQUEST",
-        "InvalidRequestError",
-    );
-    const METHOD_NOT_FOUND: Self = error(
-        -32601,
-        StatusCode::NOT_FOUND,
-        "NOT_FOUND",
-        "METHOD_NOT_FOUND",
-        "MethodNotFoundError",
-    );
-    const INVALID_PARAMS: Self = error(
-        -32602,
-        StatusCode::BAD_REQUEST,
-        "INVALID_ARGUMENT",
-        "INVALID_PARAMS",
-        "InvalidParamsError",
-    );
-    const UNAVAILABLE: Self =
-        error(-32603, StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "", "InternalError");
+        error(-32001, StatusCode::NOT_FOUND, "NOT_FOUND", "TASK_NOT_FOUND");
+    const UNSUPPORTED_OPERATION: Self =
+        error(-32004, StatusCode::BAD_REQUEST, "FAILED_PRECONDITION", "UNSUPPORTED_OPERATION");
+    const INVALID_AGENT_RESPONSE: Self =
+        error(-32006, StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL", "INVALID_AGENT_RESPONSE");
+    const VERSION_NOT_SUPPORTED: Self =
+        error(-32009, StatusCode::BAD_REQUEST, "FAILED_PRECONDITION", "VERSION_NOT_SUPPORTED");
+    const PARSE: Self =
+        error(-32700, StatusCode::BAD_REQUEST, "INVALID_ARGUMENT", "INVALID_REQUEST");
+    const INVALID_REQUEST: Self =
+        error(-32600, StatusCode::BAD_REQUEST, "INVALID_ARGUMENT", "INVALID_REQUEST");
+    const TOO_LARGE: Self =
+        error(-32600, StatusCode::PAYLOAD_TOO_LARGE, "INVALID_ARGUMENT", "INVALID_REQUEST");
+    const METHOD_NOT_FOUND: Self =
+        error(-32601, StatusCode::NOT_FOUND, "NOT_FOUND", "METHOD_NOT_FOUND");
+    const INVALID_PARAMS: Self =
+        error(-32602, StatusCode::BAD_REQUEST, "INVALID_ARGUMENT", "INVALID_PARAMS");
+    const UNAVAILABLE: Self = error(-32603, StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "");
     const DEADLINE_EXCEEDED: Self =
-        error(-32603, StatusCode::GATEWAY_TIMEOUT, "DEADLINE_EXCEEDED", "", "InternalError");
-    const UNAUTHENTICATED: Self =
-        error(DENIED, StatusCode::UNAUTHORIZED, "UNAUTHENTICATED", "", "AuthenticationError");
-    const EXHAUSTED: Self =
-        error(DENIED, StatusCode::TOO_MANY_REQUESTS, "RESOURCE_EXHAUSTED", "", "DeniedError");
-    const DENIED: Self = error(DENIED, StatusCode::FORBIDDEN, "PERMISSION_DENIED", "", "DeniedError");
+        error(-32603, StatusCode::GATEWAY_TIMEOUT, "DEADLINE_EXCEEDED", "");
+    const UNAUTHENTICATED: Self = error(DENIED, StatusCode::UNAUTHORIZED, "UNAUTHENTICATED", "");
+    const EXHAUSTED: Self = error(DENIED, StatusCode::TOO_MANY_REQUESTS, "RESOURCE_EXHAUSTED", "");
+    const DENIED: Self = error(DENIED, StatusCode::FORBIDDEN, "PERMISSION_DENIED", "");
 
     /// The error that a reason is told by.
     const fn of_reason(reason: Reason) -> Self {
@@ -190,13 +139,7 @@ pub fn answer(form: &Form, error: Error, reason: Reason, text: &str) -> Answer {
                 "code": error.status.as_u16(), "status": error.name, "message": text,
                 "details": details,
             });
-            let mut body = Map::new();
-            body.insert("error".to_owned(), status);
-            if form.version == Version::V0_3 {
-                body.insert("type".to_owned(), error.class.into());
-                body.insert("message".to_owned(), text.into());
-            }
-            Value::Object(body)
+            json!({ "error": status })
         }
     };
     // JSON-RPC has its errors in answers that succeed, unless nobody could be answered at all.
@@ -224,7 +167,7 @@ pub fn denied(form: &Form, reason: Reason, text: &str) -> Answer {
 /// As if the task that a request names did not exist.
 #[must_use]
 pub fn task_not_found(form: &Form) -> Answer {
-    answer(form, Error::TASK_NOT_FOUND, Reason::PolicyDenied, "Task not found")
+    answer(form, Error::TASK_NOT_FOUND, Reason::TaskUnknown, "Task not found")
 }
 
 /// The answer to a request that could not be accepted.

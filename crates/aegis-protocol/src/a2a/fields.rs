@@ -251,11 +251,8 @@ pub(super) const SEND_0_3: &[Field] = &[
     ("metadata", Type::Any),
 ];
 
-const TASK_PUSH_0_3: &[Field] = &[
-    ("name", Type::Text),
-    ("taskId", Type::Text),
-    ("pushNotificationConfig", Type::Object(PUSH)),
-];
+const TASK_PUSH_0_3: &[Field] =
+    &[("name", Type::Text), ("taskId", Type::Text), ("pushNotificationConfig", Type::Object(PUSH))];
 
 /// Every other request of 0.3, in either binding.
 pub(super) const REFER_0_3: &[Field] = &[

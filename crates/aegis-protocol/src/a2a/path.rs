@@ -41,8 +41,7 @@ pub(super) fn locate(method: &Method, base: &str, path: &str) -> Result<Located,
     let base = base.trim_end_matches('/');
     let rest = path.strip_prefix(base).and_then(|rest| rest.strip_prefix('/'));
     let rest = rest.ok_or(ProtocolError::OperationUnknown)?;
-    let decoded =
-        rest.split('/').map(segment).collect::<Result<Vec<_>, _>>()?;
+    let decoded = rest.split('/').map(segment).collect::<Result<Vec<_>, _>>()?;
     let mut segments: Vec<&str> = decoded.iter().map(String::as_str).collect();
     if segments == [".well-known", "agent-card.json"] {
         return card(method);
@@ -93,9 +92,7 @@ fn within(method: &Method, version: Version, segments: &[&str]) -> Result<Locate
         ["tasks", task] => match (task.strip_suffix(":cancel"), task.strip_suffix(":subscribe")) {
             (Some(task), _) if post => located(Operation::CancelTask, Some(task), None),
             // The proto says GET, the table of §5.3 says POST.
-            (_, Some(task)) if post || get => {
-                located(Operation::SubscribeToTask, Some(task), None)
-            }
+            (_, Some(task)) if post || get => located(Operation::SubscribeToTask, Some(task), None),
             (None, None) if get => located(Operation::GetTask, Some(task), None),
             _ => Err(ProtocolError::OperationUnknown),
         },
@@ -119,7 +116,9 @@ fn within(method: &Method, version: Version, segments: &[&str]) -> Result<Locate
 fn segment(text: &str) -> Result<String, ProtocolError> {
     let decoded = percent_decoded(text.as_bytes(), false).ok_or(ProtocolError::Path)?;
     if matches!(decoded.as_str(), "" | "." | "..")
-        || decoded.chars().any(|c| matches!(c, '/' | '\\' | '%' | '?' | '#' | ';') || is_invisible(c))
+        || decoded
+            .chars()
+            .any(|c| matches!(c, '/' | '\\' | '%' | '?' | '#' | ';') || is_invisible(c))
     {
         return Err(ProtocolError::Path);
     }
@@ -187,7 +186,11 @@ mod tests {
     #[test]
     fn a_percent_encoded_path_is_normalised_before_matching() {
         for path in ["/a2a/message%3Astream", "/a2a/message%3astream", "/a2a/%6Dessage:stream"] {
-            assert_eq!(of(Method::POST, path).unwrap().0, Operation::SendStreamingMessage, "{path}");
+            assert_eq!(
+                of(Method::POST, path).unwrap().0,
+                Operation::SendStreamingMessage,
+                "{path}"
+            );
         }
         let located = locate(&Method::POST, "/", "/tasks/a%3Ab%3Acancel").unwrap();
         assert_eq!(located.task.as_deref(), Some("a:b"));

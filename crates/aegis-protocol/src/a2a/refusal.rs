@@ -36,7 +36,9 @@ pub enum ProtocolError {
     #[error("the header `{0}` must be there once, as text")]
     Header(&'static str),
     /// A path with more than one reading.
-    #[error("the path must be percent-encoded once, without `.`, `..`, empty segments or encoded slashes")]
+    #[error(
+        "the path must be percent-encoded once, without `.`, `..`, empty segments or encoded slashes"
+    )]
     Path,
     /// A parameter of the query is malformed, or there twice.
     #[error("the query must name each parameter once and be percent-encoded as UTF-8")]

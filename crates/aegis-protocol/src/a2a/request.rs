@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     json::{self, Limits},
-    jsonrpc::{Id, Message, RawMessage},
+    jsonrpc::{Message, RawMessage},
     mcp::name::is_invisible,
 };
 
@@ -170,10 +170,7 @@ fn by_path(
 
 /// Whether the task is the operation's `id`, not its `taskId`.
 const fn names_task_by_id(operation: Operation) -> bool {
-    matches!(
-        operation,
-        Operation::GetTask | Operation::CancelTask | Operation::SubscribeToTask
-    )
+    matches!(operation, Operation::GetTask | Operation::CancelTask | Operation::SubscribeToTask)
 }
 
 fn request(
@@ -260,9 +257,7 @@ fn single<'a>(
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (None, _) => Ok(None),
-        (Some(value), None) => {
-            value.to_str().map(Some).map_err(|_| ProtocolError::Header(name))
-        }
+        (Some(value), None) => value.to_str().map(Some).map_err(|_| ProtocolError::Header(name)),
         (Some(_), Some(_)) => Err(ProtocolError::Header(name)),
     }
 }

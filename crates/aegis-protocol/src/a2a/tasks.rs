@@ -36,7 +36,8 @@ pub fn filter(
     let root = root.ok_or(malformed("there is no result"))?;
     let members = edit::members(bytes, &root).ok_or(malformed("it is not an object"))?;
     let named = |name: &str| {
-        let mut found = members.iter().filter(|m| m.name.replace('_', "").eq_ignore_ascii_case(name));
+        let mut found =
+            members.iter().filter(|m| m.name.replace('_', "").eq_ignore_ascii_case(name));
         match (found.next(), found.next()) {
             (Some(_), Some(_)) => Err(malformed("a member is there twice")),
             (found, _) => Ok(found.map(|member| member.value.clone())),

@@ -47,7 +47,8 @@ mod tests {
         for text in ["1.0", "1.0.1"] {
             assert_eq!(Version::of(text), Some(Version::V1_0), "{text}");
         }
-        for text in ["1", "2.0", "1.1", "0.2.6", "1.0.", "1.0.x", "1.0.1.1", " 1.0", "v1.0", "0.30"] {
+        for text in ["1", "2.0", "1.1", "0.2.6", "1.0.", "1.0.x", "1.0.1.1", " 1.0", "v1.0", "0.30"]
+        {
             assert_eq!(Version::of(text), None, "{text}");
         }
     }

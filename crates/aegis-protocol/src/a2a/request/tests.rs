@@ -167,13 +167,15 @@ fn the_same_request_about_a_task_is_the_same_action_everywhere() {
         rpc_3("tasks/get", json!({ "id": "t", "historyLength": 2 })),
         rest_3(get.clone(), "/v1/tasks/t?historyLength=2", ""),
     ]);
-    same(&[
-        rpc_1("CancelTask", json!({ "id": "t" })),
-        rest_1(post.clone(), "/tasks/t:cancel", r#"{"id":"t"}"#),
-        rest_1(post.clone(), "/tasks/t%3Acancel", ""),
-        rpc_3("tasks/cancel", json!({ "id": "t" })),
-        rest_3(post.clone(), "/v1/tasks/t:cancel", r#"{"name":"tasks/t"}"#),
-    ][..4]);
+    same(
+        &[
+            rpc_1("CancelTask", json!({ "id": "t" })),
+            rest_1(post.clone(), "/tasks/t:cancel", r#"{"id":"t"}"#),
+            rest_1(post.clone(), "/tasks/t%3Acancel", ""),
+            rpc_3("tasks/cancel", json!({ "id": "t" })),
+            rest_3(post.clone(), "/v1/tasks/t:cancel", r#"{"name":"tasks/t"}"#),
+        ][..4],
+    );
     same(&[
         rpc_1("SubscribeToTask", json!({ "id": "t" })),
         rest_1(post.clone(), "/tasks/t:subscribe", ""),
@@ -192,8 +194,15 @@ fn the_same_request_about_a_task_is_the_same_action_everywhere() {
     ]);
     let configs = "pushNotificationConfigs";
     same(&[
-        rpc_1("CreateTaskPushNotificationConfig", json!({ "taskId": "t", "id": "p", "url": "https://h.example/" })),
-        rest_1(post.clone(), &format!("/tasks/t/{configs}"), r#"{"id":"p","url":"https://h.example/"}"#),
+        rpc_1(
+            "CreateTaskPushNotificationConfig",
+            json!({ "taskId": "t", "id": "p", "url": "https://h.example/" }),
+        ),
+        rest_1(
+            post.clone(),
+            &format!("/tasks/t/{configs}"),
+            r#"{"id":"p","url":"https://h.example/"}"#,
+        ),
         rpc_3(
             "tasks/pushNotificationConfig/set",
             json!({ "taskId": "t", "pushNotificationConfig": { "id": "p", "url": "https://h.example/" } }),
@@ -207,7 +216,10 @@ fn the_same_request_about_a_task_is_the_same_action_everywhere() {
     same(&[
         rpc_1("GetTaskPushNotificationConfig", json!({ "taskId": "t", "id": "p" })),
         rest_1(get.clone(), &format!("/tasks/t/{configs}/p"), ""),
-        rpc_3("tasks/pushNotificationConfig/get", json!({ "id": "t", "pushNotificationConfigId": "p" })),
+        rpc_3(
+            "tasks/pushNotificationConfig/get",
+            json!({ "id": "t", "pushNotificationConfigId": "p" }),
+        ),
         rest_3(get.clone(), &format!("/v1/tasks/t/{configs}/p"), ""),
     ]);
     same(&[
@@ -218,7 +230,10 @@ fn the_same_request_about_a_task_is_the_same_action_everywhere() {
     same(&[
         rpc_1("DeleteTaskPushNotificationConfig", json!({ "taskId": "t", "id": "p" })),
         rest_1(delete, &format!("/tasks/t/{configs}/p"), ""),
-        rpc_3("tasks/pushNotificationConfig/delete", json!({ "id": "t", "pushNotificationConfigId": "p" })),
+        rpc_3(
+            "tasks/pushNotificationConfig/delete",
+            json!({ "id": "t", "pushNotificationConfigId": "p" }),
+        ),
     ]);
 }
 
@@ -239,7 +254,10 @@ fn unknown_versions_are_refused_by_the_bindings_own_error() {
         assert_eq!(refusal.error.reason(), Reason::ProtocolUnsupported);
         let (status, error) = error_of(&refusal);
         assert_eq!((status.as_u16(), &error["error"]["code"]), (200, &json!(-32009)));
-        assert_eq!((&error["id"], &error["error"]["data"][0]["reason"]), (&json!(7), &json!("VERSION_NOT_SUPPORTED")));
+        assert_eq!(
+            (&error["id"], &error["error"]["data"][0]["reason"]),
+            (&json!(7), &json!("VERSION_NOT_SUPPORTED"))
+        );
         let (status, error) =
             error_of(&refused(Method::GET, "/tasks/t", &[("a2a-version", version)], ""));
         assert_eq!((status.as_u16(), &error["error"]["code"]), (400, &json!(400)));
@@ -247,7 +265,10 @@ fn unknown_versions_are_refused_by_the_bindings_own_error() {
         assert_eq!(error["error"]["details"][0]["reason"], "VERSION_NOT_SUPPORTED");
     }
     // An empty version is 0.3, which has neither this path nor this method.
-    assert_eq!(error_of(&refused(Method::GET, "/tasks/t", &[], "")).1["error"]["details"][0]["reason"], "VERSION_NOT_SUPPORTED");
+    assert_eq!(
+        error_of(&refused(Method::GET, "/tasks/t", &[], "")).1["error"]["details"][0]["reason"],
+        "VERSION_NOT_SUPPORTED"
+    );
     assert_eq!(error_of(&refused(Method::POST, "/", &[], &body)).1["error"]["code"], -32601);
     let old = rpc("message/send", json!({ "message": { "parts": [{ "text": "x" }] } }));
     assert_eq!(error_of(&refused(Method::POST, "/", &[V1], &old)).1["error"]["code"], -32601);
@@ -255,14 +276,25 @@ fn unknown_versions_are_refused_by_the_bindings_own_error() {
 
 #[test]
 fn header_query_path_and_body_must_agree() {
-    let mismatch = |refusal: Refusal| assert_eq!(refusal.error.reason(), Reason::HeaderMismatch, "{refusal}");
+    let mismatch =
+        |refusal: Refusal| assert_eq!(refusal.error.reason(), Reason::HeaderMismatch, "{refusal}");
     mismatch(refused(Method::GET, "/tasks/t?A2A-Version=0.3", &[V1], ""));
     mismatch(refused(Method::GET, "/v1/tasks/t", &[V1], ""));
     mismatch(refused(Method::GET, "/tasks/t", &[V1, V1], ""));
     mismatch(refused(Method::POST, "/tasks/t:cancel", &[V1], r#"{"id":"other"}"#));
     mismatch(refused(Method::POST, "/tasks/t:cancel", &[V1], r#"{"id":""  ,"tenant":"x","id2":1,"taskId":"t"}"#.replace("\"id\":\"\"  ,\"tenant\":\"x\",", "\"id\":\"u\",").as_str()));
-    mismatch(refused(Method::POST, "/acme/message:send", &[V1], r#"{"tenant":"x","message":{"parts":[{"text":"x"}]}}"#));
-    mismatch(refused(Method::POST, "/tasks/t/pushNotificationConfigs", &[V1], r#"{"task_id":"u","url":"https://h.example/"}"#));
+    mismatch(refused(
+        Method::POST,
+        "/acme/message:send",
+        &[V1],
+        r#"{"tenant":"x","message":{"parts":[{"text":"x"}]}}"#,
+    ));
+    mismatch(refused(
+        Method::POST,
+        "/tasks/t/pushNotificationConfigs",
+        &[V1],
+        r#"{"task_id":"u","url":"https://h.example/"}"#,
+    ));
     mismatch(refused(
         Method::POST,
         "/v1/tasks/t/pushNotificationConfigs",
@@ -276,28 +308,41 @@ fn header_query_path_and_body_must_agree() {
         &rpc("GetTask", json!({ "id": "t" })),
     ));
     // The query alone may name the version.
-    assert_eq!(sent(Method::GET, "/tasks/t?A2A-Version=1.0", &[], "").unwrap().asked().form.version, Version::V1_0);
+    assert_eq!(
+        sent(Method::GET, "/tasks/t?A2A-Version=1.0", &[], "").unwrap().asked().form.version,
+        Version::V1_0
+    );
 }
 
 #[test]
 fn unknown_extensions_are_refused_by_the_bindings_own_error() {
     let message = json!({ "message": { "parts": [{ "text": "x" }] } });
-    let header = ("a2a-extensions", "https://example.com/extensions/geo/v1, https://other.example/x");
+    let header =
+        ("a2a-extensions", "https://example.com/extensions/geo/v1, https://other.example/x");
     let refusal = refused(Method::POST, "/", &[V1, header], &rpc("SendMessage", message.clone()));
     assert_eq!(error_of(&refusal).1["error"]["code"], -32004);
     let refusal = refused(Method::POST, "/message:send", &[V1, header], &message.to_string());
     let (status, error) = error_of(&refusal);
-    assert_eq!((status.as_u16(), &error["error"]["details"][0]["reason"]), (400, &json!("UNSUPPORTED_OPERATION")));
+    assert_eq!(
+        (status.as_u16(), &error["error"]["details"][0]["reason"]),
+        (400, &json!("UNSUPPORTED_OPERATION"))
+    );
     let within = json!({ "message": { "parts": [{ "text": "x" }], "extensions": ["https://other.example/x"] } });
-    assert_eq!(refused(Method::POST, "/", &[V1], &rpc("SendMessage", within)).error, ProtocolError::ExtensionUnknown);
+    assert_eq!(
+        refused(Method::POST, "/", &[V1], &rpc("SendMessage", within)).error,
+        ProtocolError::ExtensionUnknown
+    );
     // A known one is judged.
-    let known = sent(Method::POST, "/", &[V1, ("a2a-extensions", EXTENSION)], &rpc("SendMessage", message));
+    let known =
+        sent(Method::POST, "/", &[V1, ("a2a-extensions", EXTENSION)], &rpc("SendMessage", message));
     assert_eq!(known.unwrap().action().arguments["a2a-extensions"], json!([EXTENSION]));
 }
 
 #[test]
 fn a_member_has_one_spelling() {
-    let send = |message: Value| refused(Method::POST, "/", &[V1], &rpc("SendMessage", json!({ "message": message })));
+    let send = |message: Value| {
+        refused(Method::POST, "/", &[V1], &rpc("SendMessage", json!({ "message": message })))
+    };
     let parts = json!([{ "text": "x" }]);
     for message in [
         json!({ "parts": parts, "taskId": "t", "task_id": "u" }),
@@ -310,7 +355,10 @@ fn a_member_has_one_spelling() {
     }
     let text = r#"{"jsonrpc":"2.0","id":7,"method":"GetTask","params":{"id":"t","id":"u"}}"#;
     assert_eq!(refused(Method::POST, "/", &[V1], text).error.reason(), Reason::DuplicateKey);
-    assert_eq!(refused(Method::GET, "/tasks/t?historyLength=1&historyLength=2", &[V1], "").error, ProtocolError::Query);
+    assert_eq!(
+        refused(Method::GET, "/tasks/t?historyLength=1&historyLength=2", &[V1], "").error,
+        ProtocolError::Query
+    );
 }
 
 #[test]
@@ -318,18 +366,35 @@ fn what_is_no_request_is_refused() {
     let cases = [
         (Method::POST, "/", "[]".to_owned(), -32600),
         (Method::POST, "/", "{".to_owned(), -32700),
-        (Method::POST, "/", json!({ "jsonrpc": "2.0", "method": "GetTask", "params": { "id": "t" } }).to_string(), -32600),
+        (
+            Method::POST,
+            "/",
+            json!({ "jsonrpc": "2.0", "method": "GetTask", "params": { "id": "t" } }).to_string(),
+            -32600,
+        ),
         (Method::POST, "/", json!({ "jsonrpc": "2.0", "id": 1, "result": {} }).to_string(), -32600),
         (Method::POST, "/", rpc("tools/call", json!({})), -32601),
         (Method::POST, "/", rpc("GetTask", json!({})), -32602),
         (Method::POST, "/", rpc("GetTask", json!({ "id": 5 })), -32602),
         (Method::POST, "/", rpc("SendMessage", json!({})), -32602),
         (Method::POST, "/", rpc("SendMessage", json!({ "message": { "parts": [] } })), -32602),
-        (Method::POST, "/", rpc("SendMessage", json!({ "message": { "role": "boss", "parts": [{ "text": "x" }] } })), -32602),
+        (
+            Method::POST,
+            "/",
+            rpc(
+                "SendMessage",
+                json!({ "message": { "role": "boss", "parts": [{ "text": "x" }] } }),
+            ),
+            -32602,
+        ),
         (Method::POST, "/?x=1", rpc("GetTask", json!({ "id": "t" })), -32600),
     ];
     for (method, target, body, code) in cases {
-        assert_eq!(error_of(&refused(method, target, &[V1], &body)).1["error"]["code"], code, "{body}");
+        assert_eq!(
+            error_of(&refused(method, target, &[V1], &body)).1["error"]["code"],
+            code,
+            "{body}"
+        );
     }
     assert_eq!(error_of(&refused(Method::GET, "/tasks/t", &[V1], "{}")).0, 400);
     assert_eq!(error_of(&refused(Method::POST, "/tasks/t:cancel?id=u", &[V1], "{}")).0, 400);
