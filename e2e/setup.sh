@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests, the benchmarks and `make up` need besides a Rust toolchain: other
-# people's MCP servers and clients, Node 24 for them, opa, cargo-nextest, cargo-deny, Postgres; for the
+# people's MCP servers and clients and A2A agents, Node 24 for them, opa, cargo-nextest, cargo-deny, Postgres; for the
 # benchmarks Envoy and haproxy; and the parts of a Kubernetes node (kubernetes, containerd, coredns, helm).
 #
 #   e2e/setup.sh [TARGET…]       install; without a target: node24 mcp-node mcp-python opa
@@ -23,7 +23,7 @@ NEXTEST_VERSION=0.9.151
 DENY_VERSION=0.20.2
 HELM_VERSION=4.3.1
 
-TARGETS="node24 mcp-node mcp-python opa nextest cargo-deny postgres agent-toolkit envoy haproxy kubernetes containerd coredns helm prometheus"
+TARGETS="node24 mcp-node mcp-python a2a opa nextest cargo-deny postgres agent-toolkit envoy haproxy kubernetes containerd coredns helm prometheus"
 DEFAULTS="node24 mcp-node mcp-python opa"
 
 say() { printf '%-12s %s\n' "$1" "$2"; }
@@ -95,10 +95,11 @@ into_venv() {
   "$2/bin/pip" install --disable-pip-version-check --no-input -r "$1"
 }
 
+# into_node_modules FOLDER_OF_LOCK FOLDER
 into_node_modules() {
-  cp "$HERE/node/package.json" "$HERE/node/package-lock.json" "$1/"
+  cp "$HERE/$1/package.json" "$HERE/$1/package-lock.json" "$2/"
   # No install scripts: none of these packages needs one.
-  (cd "$1" && PATH="$(where node24)/bin:$PATH" npm ci --no-audit --no-fund --ignore-scripts)
+  (cd "$2" && PATH="$(where node24)/bin:$PATH" npm ci --no-audit --no-fund --ignore-scripts)
 }
 
 install_node24() {
@@ -107,7 +108,14 @@ install_node24() {
 }
 
 install_mcp-node() {
-  fill mcp-node "MCP programs on Node" "$(where mcp-node)" into_node_modules
+  fill mcp-node "MCP programs on Node" "$(where mcp-node)" into_node_modules node
+}
+
+install_a2a() {
+  need python3 "install Python 3.10 or newer"
+  install_node24
+  fill a2a "a2a-sdk for Python" "$(venv_path a2a)" into_venv "$HERE/python/a2a.txt"
+  fill a2a "@a2a-js/sdk" "$(where a2a-node)" into_node_modules a2a
 }
 
 install_mcp-python() {
@@ -250,6 +258,8 @@ where() {
     node24) venv_path node24 ;;
     mcp-node) echo "$TOOLS/mcp-node-$(key "$HERE/node/package-lock.json")" ;;
     mcp-python) venv_path mcp ;;
+    a2a-python) venv_path a2a ;;
+    a2a-node) echo "$TOOLS/a2a-node-$(key "$HERE/a2a/package-lock.json")" ;;
     mcp-sqlite) venv_path sqlite ;;
     agent-toolkit) venv_path agent-toolkit ;;
     opa) echo "$BIN/opa" ;;

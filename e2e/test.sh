@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-PHASES=${AEGIS_PHASES:-setup format build lints nextest doctests generated policies approval deny up cluster}
+PHASES=${AEGIS_PHASES:-setup format build lints nextest doctests generated policies approval a2a deny up cluster}
 export AEGIS_CACHE=${AEGIS_CACHE:-$HOME/.cache/aegis}
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$AEGIS_CACHE/target}
 export PATH="$AEGIS_CACHE/bin:$PATH"
@@ -22,7 +22,7 @@ phase() {
 }
 
 setup() {
-  local targets=(node24 mcp-node mcp-python opa nextest cargo-deny)
+  local targets=(node24 mcp-node mcp-python a2a opa nextest cargo-deny)
   if [[ $(id -u) == 0 ]]; then targets+=(postgres kubernetes containerd coredns helm prometheus); fi
   ./e2e/setup.sh "${targets[@]}"
 }
@@ -51,6 +51,11 @@ approval() {
   "$(./e2e/setup.sh where mcp-python)/bin/python" e2e/approval.py --aegis "$CARGO_TARGET_DIR/debug/aegis" \
     --sqlite-server "$(./e2e/setup.sh where mcp-sqlite)/bin/mcp-server-sqlite"
 }
+# Agents and clients of others, straight and through Aegis, in both bindings and versions.
+a2a() {
+  "$(./e2e/setup.sh where a2a-python)/bin/python" e2e/a2a.py --aegis "$CARGO_TARGET_DIR/debug/aegis" \
+    --node "$(./e2e/setup.sh where node24)/bin/node" --modules "$(./e2e/setup.sh where a2a-node)/node_modules"
+}
 deny() { cargo deny --log-level error check bans licenses sources; }
 # The quick start itself, as its reader runs it: without a terminal, and ended once it has shown all.
 up() { AEGIS_BIN="$CARGO_TARGET_DIR/debug/aegis" AEGIS_DEMO=once ./e2e/up.sh; }
@@ -73,6 +78,7 @@ phase doctests doctests
 phase generated generated
 phase policies policies
 phase approval approval
+phase a2a a2a
 phase deny deny
 phase up up
 phase cluster cluster

@@ -172,13 +172,15 @@ impl Exchange {
             }
             Said::Error(_) => {}
         }
+        let redacted = match asked.form.binding {
+            Binding::JsonRpc => self.redacted(out.clone())?,
+            Binding::HttpJson => self.redacted_whole(out.clone())?,
+        };
         // A card may be signed: it is released as it is, or not at all.
-        if !asked.operation.is_card() {
-            out = match asked.form.binding {
-                Binding::JsonRpc => self.redacted(out)?,
-                Binding::HttpJson => self.redacted_whole(out)?,
-            };
+        if asked.operation.is_card() && redacted != out {
+            return Err(Reason::ObligationUnmet);
         }
+        out = redacted;
         self.note_released(&out);
         if let Some(heard) = &mut self.agent {
             heard.spoke = true;

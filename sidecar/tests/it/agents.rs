@@ -328,7 +328,7 @@ async fn a_webhook_is_an_egress_decision() {
 #[tokio::test]
 async fn cards_pass_byte_for_byte() {
     let world = world().await;
-    let card = "{ \"name\" : \"planner\", \"x\":1.50,\n\"signatures\":[{\"protected\":\"e30\",\"signature\":\"sk-abc\"}] }";
+    let card = "{ \"name\" : \"planner\", \"x\":1.50,\n\"signatures\":[{\"protected\":\"e30\",\"signature\":\"abc\"}] }";
     world.upstream.answers(move |seen| async move {
         let mut answer = upstream::raw(200, "application/json", card);
         answer.headers_mut().insert("etag", "\"1\"".parse().unwrap());
@@ -346,6 +346,10 @@ async fn cards_pass_byte_for_byte() {
     assert_eq!(answer.status, 304);
     let answer = by_path(&world, Method::GET, "/extendedAgentCard", "").await;
     assert_eq!(answer.body.as_ref(), card.as_bytes());
+    // What a policy would have to redact in it is not shown at all.
+    world.upstream.says(200, "application/json", "{\"name\":\"sk-abc\"}");
+    let answer = by_path(&world, Method::GET, "/extendedAgentCard", "").await;
+    assert_eq!(http_error(&answer).2, "OBLIGATION_UNMET");
     world.upstream.says(200, "application/json", "[1]");
     assert_eq!(world.send_to(Method::GET, path, &[], "").await.status, 500);
 }
