@@ -45,7 +45,7 @@ pub(super) fn canonical(
     let mut unknown: Vec<String> = Vec::new();
     for (name, value) in members {
         let own = folded(&name);
-        let Some((known, kind)) = fields.iter().find(|(known, _)| folded(known) == own) else {
+        let Some(&(known, kind)) = fields.iter().find(|(known, _)| folded(known) == own) else {
             if unknown.contains(&own) {
                 return Err(ProtocolError::Ambiguous("an unknown member"));
             }
@@ -53,12 +53,12 @@ pub(super) fn canonical(
             out.insert(name, value);
             continue;
         };
-        if (name != *known && name != snake(known)) || out.contains_key(*known) {
+        if (name != known && name != snake(known)) || out.contains_key(known) {
             return Err(ProtocolError::Ambiguous(known));
         }
         // Kept even where it counts as absent, so that a second spelling is noticed.
-        let value = typed(value, *kind).ok_or(ProtocolError::Param(known))?;
-        out.insert((*known).to_owned(), value?);
+        let value = typed(value, kind).ok_or(ProtocolError::Param(known))?;
+        out.insert(known.to_owned(), value?);
     }
     // A member of no known type may be null and mean it; of the known ones null is absent.
     out.retain(|name, value| !(value.is_null() && fields.iter().any(|(known, _)| known == name)));

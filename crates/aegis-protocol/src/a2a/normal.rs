@@ -203,6 +203,9 @@ fn refer_of_0_3(
             put(&mut params, "id", id)?;
         }
     }
+    if !config && let Some(task) = params.shift_remove("taskId") {
+        put(&mut params, "id", task)?;
+    }
     if let Some(id) = params.shift_remove("configId") {
         put(&mut params, "id", id)?;
     }
