@@ -53,7 +53,7 @@ approval() {
 }
 # Agents and clients of others, straight and through Aegis, in both bindings and versions.
 a2a() {
-  "$(./e2e/setup.sh where a2a-python)/bin/python" e2e/a2a.py --aegis "$CARGO_TARGET_DIR/debug/aegis" \
+  "$(./e2e/setup.sh where a2a-python)/bin/python" e2e/a2a/direct_and_proxied.py --aegis "$CARGO_TARGET_DIR/debug/aegis" \
     --node "$(./e2e/setup.sh where node24)/bin/node" --modules "$(./e2e/setup.sh where a2a-node)/node_modules"
 }
 deny() { cargo deny --log-level error check bans licenses sources; }

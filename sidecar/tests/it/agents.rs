@@ -319,9 +319,11 @@ async fn a_webhook_is_an_egress_decision() {
     let params = json!({ "taskId": "t", "url": "http://127.0.0.1:9/hook", "token": "s" });
     let answer = by_rpc(&world, "CreateTaskPushNotificationConfig", params).await;
     assert!(answer.json()["result"].is_object(), "{answer:?}");
-    let decisions = world.recorded(Kind::Decision, 2).await;
-    let egress = decisions.iter().rfind(|entry| entry.action["protocol"] == "http").unwrap();
-    assert_eq!(egress.action["server"], "127.0.0.1");
+    let egress = world.recorded(Kind::ServerRequest, 1).await.remove(0);
+    assert_eq!(
+        (&egress.action["protocol"], &egress.action["server"]),
+        (&json!("http"), &json!("127.0.0.1"))
+    );
     assert_eq!(egress.result, Outcome::Allow);
 }
 

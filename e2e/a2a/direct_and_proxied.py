@@ -3,9 +3,9 @@
 A real agent (PyPI `a2a-sdk`) and its real client talk to each other, first straight and then through
 Aegis: in JSON-RPC and HTTP+JSON, in versions 1.0 and 0.3, whole and streaming. What is allowed must look
 the same; what is not allowed must be refused in each binding's own words and never reach the agent.
-With `--node`, a client of npm `@a2a-js/sdk` (e2e/a2a) does the same.
+With `--node`, a client of npm `@a2a-js/sdk` does the same.
 
-    a2a.py --aegis PATH [--node PATH --modules FOLDER]
+    direct_and_proxied.py --aegis PATH [--node PATH --modules FOLDER]
 """
 
 import argparse
@@ -234,7 +234,7 @@ async def raw(proxied):
 
 def node(options, direct, proxied):
     """A client of npm @a2a-js/sdk."""
-    script = pathlib.Path(__file__).parent / "a2a" / "client.mjs"
+    script = pathlib.Path(__file__).with_name("client.mjs")
     def run(url):
         done = subprocess.run([options.node, str(script), options.modules, url], capture_output=True, text=True, timeout=120)
         if done.returncode != 0:
