@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests, the benchmarks and `make up` need besides a Rust toolchain: other
-# people's MCP servers and clients, Node 24 for them, opa, cargo-nextest, cargo-deny, Postgres; for the
+# people's MCP servers and clients and A2A agents, Node 24 for them, opa, cargo-nextest, cargo-deny, Postgres; for the
 # benchmarks Envoy and haproxy; and the parts of a Kubernetes node (kubernetes, containerd, coredns, helm).
 #
 #   e2e/setup.sh [TARGET…]       install; without a target: node24 mcp-node mcp-python opa
@@ -23,7 +23,7 @@ NEXTEST_VERSION=0.9.151
 DENY_VERSION=0.20.2
 HELM_VERSION=4.3.1
 
-TARGETS="node24 mcp-node mcp-python sdk-node sdk-python sdk-crewai opa nextest cargo-deny postgres agent-toolkit envoy haproxy kubernetes containerd coredns helm prometheus"
+TARGETS="node24 mcp-node mcp-python sdk-node sdk-python sdk-crewai a2a opa nextest cargo-deny postgres agent-toolkit envoy haproxy kubernetes containerd coredns helm prometheus"
 DEFAULTS="node24 mcp-node mcp-python opa"
 
 say() { printf '%-12s %s\n' "$1" "$2"; }
@@ -109,6 +109,13 @@ install_node24() {
 
 install_mcp-node() {
   fill mcp-node "MCP programs on Node" "$(where mcp-node)" into_node_modules "$HERE/node"
+}
+
+install_a2a() {
+  need python3 "install Python 3.10 or newer"
+  install_node24
+  fill a2a "a2a-sdk for Python" "$(venv_path a2a)" into_venv "$HERE/python/a2a.txt"
+  fill a2a "@a2a-js/sdk" "$(where a2a-node)" into_node_modules "$HERE/a2a"
 }
 
 install_mcp-python() {
@@ -269,6 +276,8 @@ where() {
     sdk-node) echo "$TOOLS/sdk-node-$(key "$HERE/../sdk/typescript/package-lock.json")" ;;
     sdk-python) venv_path sdk ;;
     sdk-crewai) venv_path crewai ;;
+    a2a-python) venv_path a2a ;;
+    a2a-node) echo "$TOOLS/a2a-node-$(key "$HERE/a2a/package-lock.json")" ;;
     mcp-sqlite) venv_path sqlite ;;
     agent-toolkit) venv_path agent-toolkit ;;
     opa) echo "$BIN/opa" ;;

@@ -13,11 +13,13 @@ use aegis_core::{
 };
 use aegis_kernel::{Ending, Permit, Receipt, Record};
 use aegis_protocol::{
+    a2a,
     jsonrpc::{Id, Message, Outcome, RawMessage},
     mcp::{
         self, ClientMessage, ClientMethod, Era, ServerMethod, deny,
         server::{ServerError, ServerKind, ServerMessage},
     },
+    sse,
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
@@ -30,7 +32,10 @@ use crate::{
     route::{Caller, Key, Route, server_request},
 };
 
+mod agent;
 mod answer;
+
+pub(crate) use agent::Unfinished;
 
 /// How many ids of events an exchange remembers, for streams that resume it.
 const MAX_EVENT_IDS: usize = 64;
@@ -58,6 +63,8 @@ pub struct Exchange {
     resumes: Option<Bytes>,
     /// The decision of the one call that is open beside a shared exchange.
     within: Option<String>,
+    /// What was asked of an A2A agent, and what it has said so far; `None` for an MCP server.
+    agent: Option<agent::Heard>,
 }
 
 /// What leaves after an event was looked at.
@@ -84,6 +91,21 @@ impl Exchange {
     pub fn open(route: Arc<Route>, caller: Caller, permit: Permit<ClientMessage>) -> (Bytes, Self) {
         let (message, receipt) = permit.into_parts();
         let (era, method, id) = (message.era(), message.method(), message.request_id().cloned());
+        let (action, bytes) = message.into_parts();
+        let mut exchange = Self::opened(route, caller, action, era, receipt, bytes.len());
+        (exchange.method, exchange.id) = (method, id);
+        (bytes, exchange)
+    }
+
+    /// An exchange for a message that goes out: what its decision redacts is redacted.
+    fn opened(
+        route: Arc<Route>,
+        caller: Caller,
+        action: Action,
+        era: Era,
+        receipt: Receipt,
+        size: usize,
+    ) -> Self {
         let redactions = receipt
             .decision
             .obligations
@@ -92,15 +114,13 @@ impl Exchange {
             // Policies with an expression that does not compile are refused when they are loaded.
             .filter_map(|obligation| Regex::new(&obligation.target).ok())
             .collect();
-        let (action, bytes) = message.into_parts();
         route.shared.metrics.open.inc();
         let sent = [route.name.as_str(), "to_server"];
-        route.shared.metrics.bytes.with_label_values(&sent).inc_by(bytes.len() as u64);
+        route.shared.metrics.bytes.with_label_values(&sent).inc_by(size as u64);
         let approved = receipt.decision.reason == Reason::Approved;
         let mut exchange = Self::new(route, caller, action, era, Some(receipt));
         (exchange.approved, exchange.redactions) = (approved, redactions);
-        (exchange.method, exchange.id) = (method, id);
-        (bytes, exchange)
+        exchange
     }
 
     /// Opens an exchange that waits for no answer of its own: the legacy stream of a session.
@@ -168,6 +188,7 @@ impl Exchange {
             event_ids: VecDeque::new(),
             resumes: None,
             within: None,
+            agent: None,
         }
     }
 
@@ -222,13 +243,46 @@ impl Exchange {
     /// Whether somebody still waits for the answer.
     #[must_use]
     pub const fn waits(&self) -> bool {
-        self.id.is_some() && !self.answered && self.receipt.is_some()
+        let awaited = match &self.agent {
+            Some(heard) => heard.waits(),
+            None => self.id.is_some() && !self.answered,
+        };
+        awaited && self.receipt.is_some()
     }
 
     /// Whether it may go on without end: it carries news and awaits no result.
     #[must_use]
     pub fn is_endless(&self) -> bool {
-        self.id.is_none() || self.method == Some(ClientMethod::Listen)
+        match &self.agent {
+            Some(heard) => heard.asked.operation.streams(),
+            None => self.id.is_none() || self.method == Some(ClientMethod::Listen),
+        }
+    }
+
+    /// The answer that tells the client why there is no other.
+    #[must_use]
+    pub fn failure(&self, reason: Reason) -> deny::Answer {
+        match &self.agent {
+            Some(heard) => a2a::deny::denied(&heard.asked.form, reason, reason.sentence()),
+            None => respond::upstream_failed(self.id.as_ref(), reason),
+        }
+    }
+
+    /// The last event of a stream that is cut, where its client is to be told.
+    #[must_use]
+    pub fn farewell(&self, reason: Reason) -> Option<Bytes> {
+        match &self.agent {
+            Some(_) => Some(a2a::deny::event(&self.failure(reason))),
+            None => self.waits().then(|| sse::encode(&self.failure(reason).body)),
+        }
+    }
+
+    /// Writes the outcome of a stream that has ended by itself.
+    pub async fn finish(&mut self) {
+        match &self.agent {
+            Some(_) => self.end_of_stream().await,
+            None => self.conclude(Ended::Success, None, None).await,
+        }
     }
 
     /// The key under which a broken stream can be resumed: legacy sessions only, where a
@@ -309,6 +363,9 @@ impl Exchange {
             return Err(reason);
         }
         self.changes.mark_unchanged();
+        if self.agent.is_some() {
+            return self.agent_says(bytes).await;
+        }
         let limits = self.route.response_limits();
         let message =
             match mcp::server::parse_server(&self.route.name, self.era, bytes.clone(), limits) {
@@ -469,15 +526,11 @@ impl Exchange {
 impl Drop for Exchange {
     /// Somebody went away: the outcome is unknown, and that is recorded too.
     fn drop(&mut self) {
-        let Some(receipt) = self.receipt.take() else { return };
-        let ending = self.ending(Ended::Unknown, None, None);
-        let kernel = Arc::clone(self.route.kernel());
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                if let Err(error) = kernel.conclude(&receipt, &ending).await {
-                    tracing::error!(%error, "an outcome could not be recorded");
-                }
-            });
+        // The task that an agent works on goes on without its client.
+        let Some(unfinished) = self.unfinished() else { return };
+        match self.open_task() {
+            Some(task) => self.route.tasks.await_end(&task, unfinished),
+            None => drop(unfinished),
         }
     }
 }

@@ -18,6 +18,7 @@ use aegis_resources::{AgentUpstreamSpec, upstream::Credential};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header,
+    uri::PathAndQuery,
 };
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -114,7 +115,8 @@ pub fn end_to_end(headers: &mut HeaderMap) {
 /// Whether the message was judged by this header too: no client takes it away afterwards by naming
 /// it in `Connection`.
 fn is_judged(name: &HeaderName) -> bool {
-    name == header::CONTENT_TYPE || name.as_str().starts_with("mcp-")
+    let judged = ["mcp-", "a2a-", "x-a2a-"];
+    name == header::CONTENT_TYPE || judged.iter().any(|prefix| name.as_str().starts_with(prefix))
 }
 
 impl Target {
@@ -202,12 +204,43 @@ impl Target {
             // As it was read, whatever the client called it.
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         }
+        self.own_send(method, self.uri.clone(), headers, body, timeout).await
+    }
+
+    /// Sends one request to another path of the upstream's host, as the client named it.
+    ///
+    /// # Errors
+    /// As [`Target::send`].
+    pub(crate) async fn send_to(
+        &self,
+        method: Method,
+        path: PathAndQuery,
+        mut headers: HeaderMap,
+        body: Bytes,
+        timeout: Duration,
+    ) -> Result<Response<Incoming>, Reason> {
+        end_to_end(&mut headers);
+        headers.insert(header::HOST, self.host.clone());
+        let mut parts = self.uri.clone().into_parts();
+        parts.path_and_query = Some(path);
+        let uri = Uri::from_parts(parts).map_err(|_| Reason::MalformedMessage)?;
+        self.own_send(method, uri, headers, body, timeout).await
+    }
+
+    async fn own_send(
+        &self,
+        method: Method,
+        uri: Uri,
+        mut headers: HeaderMap,
+        body: Bytes,
+        timeout: Duration,
+    ) -> Result<Response<Incoming>, Reason> {
         if let Some(credential) = &self.credential {
             headers.insert(credential.header.clone(), credential.value()?);
         }
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
-        *request.uri_mut() = self.uri.clone();
+        *request.uri_mut() = uri;
         *request.headers_mut() = headers;
         self.exchange(request, timeout).await
     }

@@ -6,10 +6,12 @@ use std::{convert::Infallible, error::Error, net::SocketAddr, sync::Arc, time::D
 use aegis_core::{
     Digest,
     action::{Action, ActionKind, Protocol},
+    approval::ApprovalState,
     decision::{Reason, Verdict},
 };
 use aegis_kernel::Permit;
 use aegis_protocol::mcp::{ClientMessage, Era, LegacyVersion, Transport};
+use aegis_resources::upstream::UpstreamProtocol;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
@@ -27,6 +29,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    a2a,
     accept::accept,
     attest::Attested,
     exchange::Exchange,
@@ -136,17 +139,20 @@ async fn answer(
     request: Request<Incoming>,
 ) -> Response<Body> {
     if let Err(reason) = check_host(route, local, request.headers()) {
-        return refuse(route, reason);
+        return refuse(route, &request, reason);
     }
     match attested {
         Ok(attested) => governed(route, &attested, request).await,
-        Err(reason) => refuse(route, reason),
+        Err(reason) => refuse(route, &request, reason),
     }
 }
 
 /// Refuses a stranger.
-fn refuse(route: &Route, reason: Reason) -> Response<Body> {
+fn refuse<B>(route: &Route, request: &Request<B>, reason: Reason) -> Response<Body> {
     route.shared.refusals.count(&route.name, reason);
+    if route.spec.protocol == UpstreamProtocol::A2a {
+        return boxed(respond::http(a2a::stranger(route, request, reason)));
+    }
     boxed(respond::http(respond::plain(respond::status_of(reason), reason)))
 }
 
@@ -157,7 +163,12 @@ pub(crate) async fn governed<B: RequestBody>(
     request: Request<B>,
 ) -> Response<Body> {
     let registered = route.kernel().state().registry.principal(&attested.id, attested.not_after);
-    let Some(principal) = registered else { return refuse(route, Reason::IdentityUnknown) };
+    let Some(principal) = registered else {
+        return refuse(route, &request, Reason::IdentityUnknown);
+    };
+    if route.spec.protocol == UpstreamProtocol::A2a {
+        return a2a::governed(route, Caller { principal, session: None }, request).await;
+    }
     let session = match one(request.headers(), SESSION) {
         Ok(session) => session.map(str::to_owned),
         Err(reason) => {
@@ -276,6 +287,11 @@ async fn read(route: &Route, headers: &HeaderMap, body: impl RequestBody) -> Res
     if !is_json(headers) || headers.contains_key(header::CONTENT_ENCODING) {
         return Err(Reason::MalformedMessage);
     }
+    read_whole(route, body).await
+}
+
+/// Reads a whole body, whatever it claims to be.
+pub(crate) async fn read_whole(route: &Route, body: impl RequestBody) -> Result<Bytes, Reason> {
     let limits = &route.spec.limits;
     let limited = Limited::new(body, route.request_limits().size);
     let timeout = Duration::from_secs(limits.read_timeout_secs.into());
@@ -292,12 +308,17 @@ async fn read(route: &Route, headers: &HeaderMap, body: impl RequestBody) -> Res
 /// Whether the body claims to be JSON in UTF-8, once. Another charset would let a server read other
 /// characters than were judged, so it is refused, and never forwarded ([`crate::forward`]).
 pub(crate) fn is_json(headers: &HeaderMap) -> bool {
-    let mut claims = headers.get_all(header::CONTENT_TYPE).iter();
-    let (Some(claim), None) = (claims.next(), claims.next()) else { return false };
+    claims(headers, &["application/json"])
+}
+
+/// Whether the body claims to be of one of these types, in UTF-8, once.
+pub(crate) fn claims(headers: &HeaderMap, types: &[&str]) -> bool {
+    let mut found = headers.get_all(header::CONTENT_TYPE).iter();
+    let (Some(claim), None) = (found.next(), found.next()) else { return false };
     let Ok(claim) = claim.to_str() else { return false };
     let claim = claim.to_ascii_lowercase();
     let mut parts = claim.split(';').map(str::trim);
-    parts.next() == Some("application/json")
+    parts.next().is_some_and(|essence| types.contains(&essence))
         && parts.all(|part| matches!(part, "" | "charset=utf-8" | "charset=\"utf-8\""))
 }
 
@@ -391,12 +412,7 @@ async fn hold(
         .filter_map(|value| value.to_str().ok())
         .any(|value| value.contains("text/event-stream"));
     if streams {
-        let mut response = Response::new(stream::held(Arc::clone(route), caller, held, headers));
-        let out = response.headers_mut();
-        out.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-        out.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        out.insert("x-accel-buffering", HeaderValue::from_static("no"));
-        return response;
+        return event_stream(stream::held(Arc::clone(route), caller, held, headers));
     }
     match wait(route, &caller, held).await {
         Step::Forward(permit) => exchange(route, &caller, *permit, headers).await,
@@ -405,27 +421,40 @@ async fn hold(
     }
 }
 
+/// A stream of Aegis' own.
+pub(crate) fn event_stream(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    let out = response.headers_mut();
+    out.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    out.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    out.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
 /// Waits as long as the route holds calls, then judges again. A call that is still pending then
 /// comes back as [`Step::Hold`].
 pub(crate) async fn wait(route: &Arc<Route>, caller: &Caller, held: Held) -> Step {
+    match decided(route, &held.approval).await {
+        ApprovalState::Pending => Step::Hold(Box::new(held)),
+        ApprovalState::Approved => route.resume(caller, held).await,
+        ApprovalState::Denied => ended(route, caller, &held, Reason::ApprovalDenied).await,
+        _ => ended(route, caller, &held, Reason::ApprovalExpired).await,
+    }
+}
+
+/// How an approval is, once it is decided or the route's patience has ended.
+pub(crate) async fn decided(route: &Route, approval: &str) -> ApprovalState {
     let metrics = &route.shared.metrics;
     let patience = Duration::from_secs(route.spec.limits.hold_secs.into());
     metrics.held.inc();
     let waiting = scopeguard(|| metrics.held.dec());
     let state = tokio::select! {
-        state = route.kernel().wait_for_approval(&held.approval, patience) => state,
+        state = route.kernel().wait_for_approval(approval, patience) => state,
         // It stays open; whoever comes back finds it.
-        () = route.shared.drain.cancelled() => aegis_core::approval::ApprovalState::Pending,
+        () = route.shared.drain.cancelled() => ApprovalState::Pending,
     };
     drop(waiting);
-    match state {
-        aegis_core::approval::ApprovalState::Pending => Step::Hold(Box::new(held)),
-        aegis_core::approval::ApprovalState::Approved => route.resume(caller, held).await,
-        aegis_core::approval::ApprovalState::Denied => {
-            ended(route, caller, &held, Reason::ApprovalDenied).await
-        }
-        _ => ended(route, caller, &held, Reason::ApprovalExpired).await,
-    }
+    state
 }
 
 /// Records and answers a held call that a human refused, or nobody decided.

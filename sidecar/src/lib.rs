@@ -4,10 +4,12 @@
 //! The walk of one exchange: [`inbound`] accepts and reads one message; [`route`] parses it, asks
 //! the kernel and holds what waits for a human; [`forward`] sends what the permit owns; `relay` and
 //! `stream` take the answer, every event of which leaves through [`exchange`]; [`respond`] alone turns
-//! a reason into words of the protocol. [`stdio`] walks the same path for a wrapped command, and
-//! [`transparent`] leads to it what a pod's redirect has caught. Beside it, [`kernel_api`] answers code
-//! that asks before it acts.
+//! a reason into words of the protocol. For agents that speak A2A, `a2a` takes the place of [`route`]'s
+//! reading and of [`respond`]; everything else is the same. [`stdio`] walks the same path for a wrapped
+//! command, and [`transparent`] leads to it what a pod's redirect has caught. Beside it, [`kernel_api`]
+//! answers code that asks before it acts.
 
+mod a2a;
 mod accept;
 pub mod attest;
 mod bounded;

@@ -27,16 +27,18 @@ use crate::{
 
 /// Tells the client that its message was forwarded in vain.
 pub(crate) async fn failed(mut exchange: Exchange, reason: Reason) -> Response<Body> {
-    let answer = respond::upstream_failed(exchange.id(), reason);
+    let answer = exchange.failure(reason);
     exchange.conclude(Ended::Failure, Some(reason), None).await;
     boxed(respond::http(answer))
 }
 
 /// Releases an upstream's response.
-pub(crate) async fn relay(response: Response<Incoming>, exchange: Exchange) -> Response<Body> {
+pub(crate) async fn relay(response: Response<Incoming>, mut exchange: Exchange) -> Response<Body> {
     let (mut head, body) = response.into_parts();
+    // The client has the card already; it is led nowhere.
+    let unchanged = head.status == StatusCode::NOT_MODIFIED && exchange.awaits_card();
     if head.headers.contains_key(header::CONTENT_ENCODING)
-        || head.status.is_redirection()
+        || (head.status.is_redirection() && !unchanged)
         || head.status.is_informational()
     {
         return failed(exchange, Reason::UpstreamMalformed).await;
@@ -45,6 +47,10 @@ pub(crate) async fn relay(response: Response<Incoming>, exchange: Exchange) -> R
     end_to_end(&mut head.headers);
     if let Err(reason) = present_challenges(&exchange, &mut head) {
         return failed(exchange, reason).await;
+    }
+    let streams = exchange.note_answer(head.status, kind == "text/event-stream");
+    if kind == "text/event-stream" && !streams {
+        return failed(exchange, Reason::UpstreamMalformed).await;
     }
     if kind == "text/event-stream" && head.status.is_success() {
         head.headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
@@ -57,7 +63,7 @@ pub(crate) async fn relay(response: Response<Incoming>, exchange: Exchange) -> R
     if bytes.is_empty() {
         return empty(head, exchange).await;
     }
-    if kind == "application/json" && (head.status.is_success() || is_message(&exchange, &bytes)) {
+    if exchange.takes(&kind) && (head.status.is_success() || is_message(&exchange, &bytes)) {
         return document(head, bytes, exchange).await;
     }
     if head.status.is_success() {
@@ -112,7 +118,8 @@ pub(crate) async fn collect(route: &Route, body: Incoming) -> Result<Bytes, Reas
 /// Whether it is one JSON-RPC message, or an error in the form of one with an `id` of null, which
 /// servers send for a lost session.
 fn is_message(exchange: &Exchange, bytes: &Bytes) -> bool {
-    RawMessage::parse(bytes.clone(), exchange.route().response_limits()).is_ok()
+    let limits = exchange.route().response_limits();
+    exchange.is_of_agent() || RawMessage::parse(bytes.clone(), limits).is_ok()
 }
 
 /// One JSON message.
@@ -133,10 +140,11 @@ async fn document(head: Parts, bytes: Bytes, mut exchange: Exchange) -> Response
 
 /// A response without a message: the acknowledgement of a notification, or an HTTP error.
 async fn empty(head: Parts, mut exchange: Exchange) -> Response<Body> {
-    if head.status.is_success() && exchange.waits() {
+    if head.status.is_success() && exchange.waits() && !exchange.may_be_empty() {
         return failed(exchange, Reason::UpstreamMalformed).await;
     }
-    let result = if head.status.is_success() { Ended::Success } else { Ended::Failure };
+    let fine = head.status.is_success() || head.status == StatusCode::NOT_MODIFIED;
+    let result = if fine { Ended::Success } else { Ended::Failure };
     exchange.conclude(result, None, Some(head.status.as_u16().into())).await;
     boxed(Response::from_parts(head, Full::new(Bytes::new())))
 }
@@ -144,15 +152,12 @@ async fn empty(head: Parts, mut exchange: Exchange) -> Response<Body> {
 /// An HTTP error whose body is no message: the status says enough, the body stays here.
 async fn withheld(mut head: Parts, mut exchange: Exchange) -> Response<Body> {
     let status = Some(head.status.as_u16().into());
-    let body = match exchange.id() {
-        Some(_) => {
-            head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            respond::upstream_failed(exchange.id(), Reason::UpstreamMalformed).body
-        }
-        None => {
-            head.headers.remove(header::CONTENT_TYPE);
-            Bytes::new()
-        }
+    let body = if exchange.id().is_some() || exchange.is_of_agent() {
+        head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        exchange.failure(Reason::UpstreamMalformed).body
+    } else {
+        head.headers.remove(header::CONTENT_TYPE);
+        Bytes::new()
     };
     exchange.conclude(Ended::Failure, Some(Reason::UpstreamMalformed), status).await;
     boxed(Response::from_parts(head, Full::new(body)))

@@ -14,7 +14,7 @@ use aegis_core::{
     decision::{Reason, Verdict},
     policy::Scope,
 };
-use aegis_kernel::{Context, Kernel, Permit, Principal, Refusal};
+use aegis_kernel::{Context, Judged, Kernel, Permit, Principal, Refusal};
 use aegis_protocol::{
     json::Limits as JsonLimits,
     jsonrpc::Id,
@@ -30,6 +30,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    a2a::Tasks,
     attest::Attest,
     bounded::{Bounded, MAX_REMEMBERED},
     exchange::Exchange,
@@ -70,6 +71,8 @@ pub struct Route {
     pub spec: AgentUpstreamSpec,
     /// The definitions of its tools.
     pub pins: Arc<Pins>,
+    /// Whose the tasks of an A2A agent are.
+    pub(crate) tasks: Arc<Tasks>,
     /// Where to forward; `None` for a wrapped command, whose streams the wrapper holds.
     pub target: Option<Target>,
     /// What the server has asked its clients, by session and id.
@@ -234,6 +237,9 @@ impl Route {
         if same {
             route.pins = Arc::clone(&before.pins);
         }
+        if before.spec.url == route.spec.url {
+            route.tasks = Arc::clone(&before.tasks);
+        }
         Ok(route)
     }
 
@@ -252,6 +258,7 @@ impl Route {
             name: name.into(),
             namespace: namespace.into(),
             spec,
+            tasks: Arc::default(),
             target,
             asked: Mutex::default(),
             parked: Mutex::default(),
@@ -450,22 +457,30 @@ impl Route {
     }
 
     async fn settle(&self, caller: &Caller, message: ClientMessage, asks: Asks) -> Step {
+        let trace = message.meta().get("traceparent").and_then(|t| t.as_str()).map(str::to_owned);
+        match self.judge(caller, message, trace.as_deref()).await {
+            Ok(permit) => Step::Forward(Box::new(permit)),
+            Err((refusal, message)) => self.refused(message, refusal, asks),
+        }
+    }
+
+    /// Asks the kernel, and counts what it says.
+    pub(crate) async fn judge<M: Judged>(
+        &self,
+        caller: &Caller,
+        message: M,
+        trace: Option<&str>,
+    ) -> Result<Permit<M>, (Refusal, M)> {
         let started = Instant::now();
         let mut context = self.context(caller);
-        let trace = message.meta().get("traceparent").and_then(|t| t.as_str()).map(str::to_owned);
-        context.trace = trace.as_deref().filter(|trace| trace.len() <= 55);
+        context.trace = trace.filter(|trace| trace.len() <= 55);
         let decided = self.kernel().decide_or_return(context, message).await;
         self.shared.metrics.decision_seconds.observe(started.elapsed().as_secs_f64());
-        match decided {
-            Ok(permit) => {
-                self.count(Verdict::Allow, permit.receipt().decision.reason);
-                Step::Forward(Box::new(permit))
-            }
-            Err((refusal, message)) => {
-                self.count(refusal.decision.verdict, refusal.decision.reason);
-                self.refused(message, refusal, asks)
-            }
+        match &decided {
+            Ok(permit) => self.count(Verdict::Allow, permit.receipt().decision.reason),
+            Err((refusal, _)) => self.count(refusal.decision.verdict, refusal.decision.reason),
         }
+        decided
     }
 
     fn refused(&self, message: ClientMessage, refusal: Refusal, asks: Asks) -> Step {

@@ -11,7 +11,7 @@ use aegis_protocol::{
 };
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, Method, Response, header};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
@@ -45,7 +45,7 @@ struct Pump {
     ready: VecDeque<Bytes>,
 }
 
-fn pump(upstream: Incoming, exchange: Exchange) -> BoxStream<'static, Bytes> {
+pub(crate) fn pump(upstream: Incoming, exchange: Exchange) -> BoxStream<'static, Bytes> {
     let cap = exchange.route().response_limits().size;
     let pump = Pump {
         upstream,
@@ -91,9 +91,7 @@ impl Pump {
                     Seen::End if exchange.waits() => {
                         self.cut(exchange, Reason::UpstreamUnavailable).await;
                     }
-                    Seen::End => {
-                        exchange.conclude(Ended::Success, None, None).await;
-                    }
+                    Seen::End => exchange.finish().await,
                     Seen::Drain => self.cut(exchange, Reason::Draining).await,
                 },
                 Err(_) => self.cut(exchange, Reason::UpstreamTooLarge).await,
@@ -143,10 +141,7 @@ impl Pump {
 
     /// Ends a stream: the client is told why, the upstream is let go.
     async fn cut(&mut self, mut exchange: Exchange, reason: Reason) {
-        if exchange.waits() {
-            let answer = respond::upstream_failed(exchange.id(), reason);
-            self.ready.push_back(sse::encode(&answer.body));
-        }
+        self.ready.extend(exchange.farewell(reason));
         exchange.conclude(Ended::Failure, Some(reason), None).await;
     }
 }
@@ -169,8 +164,13 @@ fn park(exchange: Exchange) {
 
 /// A stream that holds a call until a human has decided, and then carries its answer.
 pub(crate) fn held(route: Arc<Route>, caller: Caller, held: Held, headers: HeaderMap) -> Body {
-    let first = Bytes::from(format!(": held for approval {}\n\n", held.approval));
-    let waiting: Waiting = Box::pin(settled(route, caller, held, headers));
+    let approval = held.approval.clone();
+    kept_alive(&approval, Box::pin(settled(route, caller, held, headers)))
+}
+
+/// A stream that gives signs of life until it is known what it carries.
+pub(crate) fn kept_alive(approval: &str, waiting: Waiting) -> Body {
+    let first = Bytes::from(format!(": held for approval {approval}\n\n"));
     let beats = stream::unfold(Some(waiting), |waiting| async move {
         let mut waiting = waiting?;
         tokio::select! {
@@ -184,7 +184,7 @@ pub(crate) fn held(route: Arc<Route>, caller: Caller, held: Held, headers: Heade
     into_body(stream::once(async move { first }).chain(beats.flatten()).boxed())
 }
 
-type Waiting = std::pin::Pin<Box<dyn Future<Output = BoxStream<'static, Bytes>> + Send>>;
+pub(crate) type Waiting = std::pin::Pin<Box<dyn Future<Output = BoxStream<'static, Bytes>> + Send>>;
 
 async fn settled(
     route: Arc<Route>,
@@ -203,29 +203,34 @@ async fn settled(
             return one(respond::still_pending(&held));
         }
     };
-    match forward::forward(&route, &caller, permit, headers).await {
-        Ok((response, exchange)) => {
+    carried(forward::forward(&route, &caller, permit, headers).await).await
+}
+
+/// What was forwarded, as the rest of a stream that has begun.
+pub(crate) async fn carried(
+    forwarded: Result<(Response<Incoming>, Exchange), (Reason, Exchange)>,
+) -> BoxStream<'static, Bytes> {
+    let event = match forwarded {
+        Ok((response, mut exchange)) => {
             let encoded = response.headers().contains_key(header::CONTENT_ENCODING);
             let streams = content_type(response.headers()) == "text/event-stream" && !encoded;
+            let streams = exchange.note_answer(response.status(), streams) && streams;
             if streams && response.status().is_success() {
                 return pump(response.into_body(), exchange);
             }
             // A response that is no message still needs an answer that is one.
-            let id = exchange.id().cloned();
+            let otherwise = exchange.failure(Reason::UpstreamMalformed).body;
             let body = relay(response, exchange).await.into_body();
             let bytes = body.collect().await.map(|all| all.to_bytes()).unwrap_or_default();
-            if bytes.is_empty() {
-                return one(respond::upstream_failed(id.as_ref(), Reason::UpstreamMalformed));
-            }
-            let event = sse::encode(&bytes);
-            stream::once(async move { event }).boxed()
+            sse::encode(if bytes.is_empty() { &otherwise } else { &bytes })
         }
         Err((reason, mut exchange)) => {
-            let answer = respond::upstream_failed(exchange.id(), reason);
+            let answer = exchange.failure(reason);
             exchange.conclude(Ended::Failure, Some(reason), None).await;
-            one(answer)
+            sse::encode(&answer.body)
         }
-    }
+    };
+    stream::once(async move { event }).boxed()
 }
 
 impl Exchange {

@@ -190,6 +190,8 @@ reasons! {
     ToolsUnlisted "tools_unlisted" "The server has not listed its tools, and a tool that nobody knows cannot be called.";
     ToolQuarantined "tool_quarantined" "The tool's definition has changed since it was pinned.";
     NameTooLong "name_too_long" "A name in the message is longer than names may be.";
+    TaskUnknown "task_unknown" "The caller has no task or context of this id.";
+    WebhookRefused "webhook_refused" "The webhook leads to where the agent must not be made to call.";
     MethodUnknown "method_unknown" "Aegis does not know this method.";
     ProtocolUnsupported "protocol_unsupported" "Aegis does not know this protocol version.";
     MalformedMessage "malformed_message" "The message is not well-formed.";

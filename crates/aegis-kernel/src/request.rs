@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use aegis_core::{AgentId, action::Action, decision::Decision, policy::Scope, trust::TrustScore};
-use aegis_protocol::mcp::ClientMessage;
+use aegis_protocol::{a2a::ClientRequest, mcp::ClientMessage};
 
 use crate::principal::Principal;
 
@@ -48,6 +48,12 @@ impl Judged for Action {
 }
 
 impl Judged for ClientMessage {
+    fn action(&self) -> &Action {
+        self.action()
+    }
+}
+
+impl Judged for ClientRequest {
     fn action(&self) -> &Action {
         self.action()
     }

@@ -382,6 +382,9 @@ mod tests {
     fn an_upstream_has_one_address() {
         assert!(upstream("{url: 'https://x.example/mcp'}").is_ok());
         assert!(upstream("{command: {program: npx}}").is_ok());
+        assert!(
+            upstream("{protocol: a2a, url: 'https://x/', a2a: {extensions: ['urn:x']}}").is_ok()
+        );
         for (spec, expected) in [
             ("{}", "one of `spec.url`"),
             ("{url: 'http://x/', command: {program: y}}", "exclude each other"),
@@ -389,6 +392,8 @@ mod tests {
             ("{url: 'https://user:secret@x/'}", "without credentials"),
             ("{url: 'http://x/', listen: '0.0.0.0:80'}", "loopback"),
             ("{url: 'http://x/', roots: /ca.pem}", "needs an https://"),
+            ("{protocol: a2a, command: {program: y}}", "`spec.protocol: a2a` needs"),
+            ("{url: 'http://x/', a2a: {webhookHosts: [x]}}", "`spec.a2a` needs"),
         ] {
             let error = upstream(spec).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}\nlacks {expected}");

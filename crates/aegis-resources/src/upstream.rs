@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 #[schemars(extend("x-kubernetes-validations" = [
     { "rule": "has(self.url) != has(self.command)",
       "message": "an upstream is reached either by `url` or by `command`; keep exactly one" },
+    { "rule": "!has(self.protocol) || self.protocol != 'a2a' || has(self.url)",
+      "message": "an A2A agent is reached by `url`" },
     { "rule": "!has(self.credential) || has(self.url)",
       "message": "`credential` needs `url`; give a command its secrets by `command.env`" },
     { "rule": "!has(self.roots) || (has(self.url) && self.url.startsWith('https://'))",
@@ -58,6 +60,9 @@ pub struct AgentUpstreamSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), inner(length(min = 1, max = 512)))]
     pub allowed_origins: Vec<String>,
+    /// For an A2A agent: what its clients may ask of it besides the protocol itself.
+    #[serde(default, skip_serializing_if = "A2aOptions::is_default")]
+    pub a2a: A2aOptions,
     /// What a server may ask of its client (`sampling/createMessage`, `elicitation/create`,
     /// `roots/list`) still needs a policy; this is how large and slow messages may be.
     #[serde(default)]
@@ -71,6 +76,29 @@ pub enum UpstreamProtocol {
     /// Model Context Protocol.
     #[default]
     Mcp,
+    /// Agent2Agent, versions 0.3 and 1.0, by JSON-RPC and HTTP+JSON.
+    A2a,
+}
+
+/// What the clients of an A2A agent may ask of it besides the protocol itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct A2aOptions {
+    /// URIs of the extensions that a request may ask for. Any other is refused.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 2048)))]
+    pub extensions: Vec<String>,
+    /// Hosts that a webhook may lead to although they are not public, such as `hooks.shop.svc`. To
+    /// every webhook a policy must agree as well.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
+    pub webhook_hosts: Vec<String>,
+}
+
+impl A2aOptions {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A command that speaks MCP on its standard streams.
@@ -265,6 +293,15 @@ impl AgentUpstreamSpec {
                     return Err("`spec.credential` needs `spec.url`; give a command its secrets by `spec.command.env`".into());
                 }
             }
+        }
+        match self.protocol {
+            UpstreamProtocol::A2a if self.url.is_none() => {
+                return Err("`spec.protocol: a2a` needs `spec.url`".into());
+            }
+            UpstreamProtocol::Mcp if self.a2a != A2aOptions::default() => {
+                return Err("`spec.a2a` needs `spec.protocol: a2a`".into());
+            }
+            _ => {}
         }
         if self.listen.is_some_and(|address| !address.ip().is_loopback()) {
             return Err("`spec.listen` must be a loopback address: callers are identified by the kernel of this machine".into());

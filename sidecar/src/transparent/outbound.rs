@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use aegis_core::{AgentId, decision::Reason};
-use aegis_resources::AgentUpstreamSpec;
+use aegis_resources::{AgentUpstreamSpec, upstream::UpstreamProtocol};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
 use hyper::body::Incoming;
 use tokio::net::TcpStream;
@@ -190,7 +190,9 @@ fn serves(route: &Route, host: &str, uri: &Uri) -> bool {
     let Ok(url) = target.url().parse::<Uri>() else { return false };
     let port = |port: Option<u16>| port.filter(|port| ![80, 443].contains(port));
     let same_host = url.host().is_some_and(|own| own.eq_ignore_ascii_case(host.host()));
+    // A2A is not spoken in pods yet: such an upstream is nobody's here.
     same_host
+        && route.spec.protocol == UpstreamProtocol::Mcp
         && !host.as_str().contains('@')
         && port(url.port_u16()) == port(host.port_u16())
         && uri.path() == target.path()

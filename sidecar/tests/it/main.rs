@@ -6,6 +6,7 @@
     reason = "what is missing fails the test, as it should"
 )]
 
+mod agents;
 mod approvals;
 mod asking;
 mod forwarding;

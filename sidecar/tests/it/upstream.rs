@@ -21,6 +21,7 @@ use tokio::{
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) method: Method,
+    pub(crate) target: String,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
@@ -92,8 +93,9 @@ impl Upstream {
             async move {
                 let (head, body) = request.into_parts();
                 let Ok(body) = body.collect().await else { return Ok(status(400)) };
-                let seen =
-                    Seen { method: head.method, headers: head.headers, body: body.to_bytes() };
+                let target = head.uri.to_string();
+                let (method, headers) = (head.method, head.headers);
+                let seen = Seen { method, target, headers, body: body.to_bytes() };
                 let own = is_own(&seen.json());
                 let (log, script) =
                     if own { (&this.listed, &this.lists) } else { (&this.seen, &this.script) };

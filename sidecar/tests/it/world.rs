@@ -60,6 +60,9 @@ pub(crate) const STRICTER: &[&str] =
 /// The agent of every test.
 pub(crate) const AGENT: &str = "spiffe://acme.example/ns/shop/sa/bot/agent/buyer";
 
+/// Another agent, with the same rights.
+pub(crate) const OTHER: &str = "spiffe://acme.example/ns/shop/sa/bot/agent/rival";
+
 /// How long a test waits for what must come.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -101,15 +104,16 @@ fn once<T: Clone>(
     known.get_or_init(Mutex::default).lock().entry(policies).or_insert_with(make).clone()
 }
 
-struct Everybody(Result<Attested, Reason>);
+/// Whoever connects is who the test says.
+struct Everybody(Arc<Mutex<Result<Attested, Reason>>>);
 
 impl Attest for Everybody {
     fn tcp(&self, _: SocketAddr, _: SocketAddr) -> Result<Attested, Reason> {
-        self.0.clone()
+        self.0.lock().clone()
     }
 
     fn unix(&self, _: &UnixStream) -> Result<Attested, Reason> {
-        self.0.clone()
+        self.0.lock().clone()
     }
 }
 
@@ -138,6 +142,7 @@ impl Default for Plan {
 
 /// Client, sidecar and upstream.
 pub(crate) struct World {
+    speaker: Arc<Mutex<Result<Attested, Reason>>>,
     pub(crate) upstream: Upstream,
     pub(crate) address: SocketAddr,
     pub(crate) route: Arc<Route>,
@@ -199,9 +204,10 @@ impl World {
             Some(reason) => Err(reason),
             None => Ok(Attested { id: AGENT.parse().unwrap(), not_after: now().plus(plan.lasts) }),
         };
+        let speaker = Arc::new(Mutex::new(attested));
         let shared = Arc::new(Shared {
             kernel: Arc::clone(&kernel),
-            attest: Arc::new(Everybody(attested)),
+            attest: Arc::new(Everybody(Arc::clone(&speaker))),
             refusals: Arc::new(Refusals::default()),
             metrics: Metrics::register(&prometheus::Registry::new()).unwrap(),
             reachable: Reachable::Everything,
@@ -219,7 +225,14 @@ impl World {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let serving = tokio::spawn(aegis_sidecar::serve(Arc::clone(&route), listener));
-        Self { upstream, address, route, kernel, drain, serving, _ledger: ledger }
+        Self { speaker, upstream, address, route, kernel, drain, serving, _ledger: ledger }
+    }
+
+    /// Who connects from now on.
+    pub(crate) fn speaks(&self, agent: Result<&str, Reason>) {
+        let not_after = now().plus(Duration::from_secs(3600));
+        let attested = agent.map(|id| Attested { id: id.parse().unwrap(), not_after });
+        *self.speaker.lock() = attested;
     }
 
     /// The agent as the kernel knows it.
@@ -243,7 +256,8 @@ impl World {
         self.open_at(method, "/mcp", headers, body).await
     }
 
-    async fn open_at(
+    /// Sends a request to another path and gives the answer as it begins.
+    pub(crate) async fn open_at(
         &self,
         method: Method,
         path: &str,
@@ -353,9 +367,11 @@ pub(crate) async fn kernel(folder: &std::path::Path, plan: &Plan) -> Arc<Kernel>
     let make = move || if own { Arc::new(own_engine(policies)) } else { engine(policies) };
     let engine = tokio::task::spawn_blocking(make).await.unwrap();
     let mut state = State::default();
-    let agent: AgentId = AGENT.parse().unwrap();
-    let sponsor: Sponsor = "ada@acme.example".parse().unwrap();
-    state.registry.insert(agent, Registration { sponsor, capabilities: Arc::from([]) });
+    for agent in [AGENT, OTHER] {
+        let agent: AgentId = agent.parse().unwrap();
+        let sponsor: Sponsor = "ada@acme.example".parse().unwrap();
+        state.registry.insert(agent, Registration { sponsor, capabilities: Arc::from([]) });
+    }
     let kernel = Kernel::start(journal, Durability::Strict, engine, book, state, Arc::new(now));
     Arc::new(kernel.await.unwrap())
 }

@@ -115,6 +115,7 @@ impl Daemon {
             tool_pins: Default::default(),
             deny_form: Default::default(),
             allowed_origins: Vec::new(),
+            a2a: Default::default(),
             limits: Default::default(),
         };
         let route = Arc::new(Route::new(self.shared(), namespace, name, spec)?);
