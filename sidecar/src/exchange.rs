@@ -96,7 +96,7 @@ impl Exchange {
         route.shared.metrics.open.inc();
         let sent = [route.name.as_str(), "to_server"];
         route.shared.metrics.bytes.with_label_values(&sent).inc_by(bytes.len() as u64);
-        let approved = receipt.decision.reason == Reason::Approved;
+        let approved = matches!(receipt.decision.reason, Reason::Approved | Reason::Granted);
         let mut exchange = Self::new(route, caller, action, era, Some(receipt));
         (exchange.approved, exchange.redactions) = (approved, redactions);
         (exchange.method, exchange.id) = (method, id);

@@ -31,6 +31,7 @@ use parking_lot::Mutex;
 use crate::{
     direct::Direct,
     exchange::Exchange,
+    grant::Told,
     listing::{Ask, Unlisted},
     oauth,
     relay::{self, content_type},
@@ -54,7 +55,7 @@ enum Reach {
     /// By its URL.
     Web(Client<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>),
     /// At an address that was caught.
-    Direct(Client<Direct, Full<Bytes>>),
+    Direct(Direct, Client<Direct, Full<Bytes>>),
 }
 
 /// A credential with its last known value.
@@ -149,7 +150,7 @@ impl Target {
     pub(crate) fn direct(direct: Direct, host: HeaderValue, path: &str) -> Result<Self, Reason> {
         let uri = Uri::builder().scheme("http").authority("direct").path_and_query(path).build();
         let uri = uri.map_err(|_| Reason::MalformedMessage)?;
-        Ok(Self { client: Reach::Direct(pooled().build(direct)), uri, host, credential: None })
+        Ok(Self { client: Reach::Direct(direct.clone(), pooled().build(direct)), uri, host, credential: None })
     }
 
     /// The path of the upstream, under which Aegis serves it too.
@@ -177,7 +178,7 @@ impl Target {
         let headers = request.headers_mut();
         headers.insert(header::HOST, self.host.clone());
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        self.exchange(request, timeout).await
+        self.exchange(request, None, timeout).await
     }
 
     /// Sends one request.
@@ -187,8 +188,20 @@ impl Target {
     pub async fn send(
         &self,
         method: Method,
+        headers: HeaderMap,
+        body: Bytes,
+        timeout: Duration,
+    ) -> Result<Response<Incoming>, Reason> {
+        self.send_told(method, headers, body, None, timeout).await
+    }
+
+    /// Sends one request, telling another sidecar of the approval that was used for it.
+    async fn send_told(
+        &self,
+        method: Method,
         mut headers: HeaderMap,
         body: Bytes,
+        told: Option<Told>,
         timeout: Duration,
     ) -> Result<Response<Incoming>, Reason> {
         end_to_end(&mut headers);
@@ -204,26 +217,32 @@ impl Target {
         *request.method_mut() = method;
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = headers;
-        self.exchange(request, timeout).await
+        self.exchange(request, told, timeout).await
     }
 
     async fn exchange(
         &self,
-        request: Request<Full<Bytes>>,
+        mut request: Request<Full<Bytes>>,
+        told: Option<Told>,
         timeout: Duration,
     ) -> Result<Response<Incoming>, Reason> {
+        type Failed = Box<dyn std::error::Error + Send + Sync>;
         let answering = async {
-            match &self.client {
-                Reach::Web(client) => client.request(request).await,
-                Reach::Direct(client) => client.request(request).await,
+            match (&self.client, &told) {
+                (Reach::Direct(direct, _), Some(told)) => {
+                    *request.uri_mut() = Uri::try_from(self.path())?;
+                    Ok(direct.send(request, Some(told)).await?)
+                }
+                (Reach::Web(client), _) => Ok::<_, Failed>(client.request(request).await?),
+                (Reach::Direct(_, client), None) => Ok(client.request(request).await?),
             }
         };
         match tokio::time::timeout(timeout, answering).await {
             Err(_) => Err(Reason::UpstreamTimeout),
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
-                tracing::warn!(url = %self.uri, error = %chain(&error), "the upstream did not answer");
-                Err(if is_tls(&error) {
+                tracing::warn!(url = %self.uri, error = %chain(&*error), "the upstream did not answer");
+                Err(if is_tls(&*error) {
                     Reason::UpstreamUnverified
                 } else {
                     Reason::UpstreamUnavailable
@@ -252,10 +271,11 @@ pub async fn forward(
     permit: Permit<ClientMessage>,
     headers: HeaderMap,
 ) -> Result<(Response<Incoming>, Exchange), (Reason, Exchange)> {
+    let told = Told::of(permit.receipt());
     let (bytes, exchange) = Exchange::open(Arc::clone(route), caller.clone(), permit);
     let timeout = Duration::from_secs(route.spec.limits.answer_timeout_secs.into());
     let Some(target) = &route.target else { return Err((Reason::UpstreamUnavailable, exchange)) };
-    match target.send(Method::POST, headers, bytes, timeout).await {
+    match target.send_told(Method::POST, headers, bytes, told, timeout).await {
         Ok(response) => Ok((response, exchange)),
         Err(reason) => Err((reason, exchange)),
     }

@@ -8,7 +8,7 @@ use aegis_core::{
     action::{Action, ActionKind, Protocol},
     decision::{Reason, Verdict},
 };
-use aegis_kernel::Permit;
+use aegis_kernel::{Permit, Shown};
 use aegis_protocol::mcp::{ClientMessage, Era, LegacyVersion, Transport};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -139,7 +139,7 @@ async fn answer(
         return refuse(route, reason);
     }
     match attested {
-        Ok(attested) => governed(route, &attested, request).await,
+        Ok(attested) => governed(route, &attested, None, request).await,
         Err(reason) => refuse(route, reason),
     }
 }
@@ -150,10 +150,11 @@ fn refuse(route: &Route, reason: Reason) -> Response<Body> {
     boxed(respond::http(respond::plain(respond::status_of(reason), reason)))
 }
 
-/// Answers one request of somebody who is known.
+/// Answers one request of somebody who is known, which may have come with a grant.
 pub(crate) async fn governed<B: RequestBody>(
     route: &Arc<Route>,
     attested: &Attested,
+    grant: Option<Arc<Shown>>,
     request: Request<B>,
 ) -> Response<Body> {
     let registered = route.kernel().state().registry.principal(&attested.id, attested.not_after);
@@ -171,7 +172,7 @@ pub(crate) async fn governed<B: RequestBody>(
         route.kernel().refuse(&principal, &route.name, reason, told).await;
         return boxed(respond::http(respond::plain(respond::status_of(reason), reason)));
     }
-    let caller = Caller { principal, session };
+    let caller = Caller { principal, session, grant };
     let metadata = |target| oauth::is_metadata(target, request.uri().path());
     if request.method() == Method::GET && route.target.as_ref().is_some_and(metadata) {
         return oauth::serve(route, &caller, request.uri().path()).await;

@@ -13,6 +13,7 @@ mod bounded;
 mod direct;
 pub mod exchange;
 pub mod forward;
+mod grant;
 pub mod inbound;
 pub mod listing;
 pub mod metrics;

@@ -14,7 +14,7 @@ use aegis_core::{
     decision::{Reason, Verdict},
     policy::Scope,
 };
-use aegis_kernel::{Context, Kernel, Permit, Principal, Refusal};
+use aegis_kernel::{Context, Kernel, Permit, Principal, Refusal, Shown};
 use aegis_protocol::{
     json::Limits as JsonLimits,
     jsonrpc::Id,
@@ -103,6 +103,8 @@ pub struct Caller {
     pub principal: Principal,
     /// The protocol's session.
     pub session: Option<String>,
+    /// The grant of an approval that came with the message.
+    pub grant: Option<Arc<Shown>>,
 }
 
 /// How far a message is.
@@ -454,6 +456,8 @@ impl Route {
         let mut context = self.context(caller);
         let trace = message.meta().get("traceparent").and_then(|t| t.as_str()).map(str::to_owned);
         context.trace = trace.as_deref().filter(|trace| trace.len() <= 55);
+        // It speaks for the message that it came with, and for no question of the server's.
+        context.grant = caller.grant.as_deref();
         let decided = self.kernel().decide_or_return(context, message).await;
         self.shared.metrics.decision_seconds.observe(started.elapsed().as_secs_f64());
         match decided {

@@ -155,7 +155,7 @@ impl Transparent {
         let rule = PeerRule::agents_of(domain.clone());
         let mut server = server_config(&own.source, own.revocations.clone(), rule.clone())?;
         server.alpn_protocols = vec![MESH_PROTOCOL.to_vec()];
-        let anybody = mesh(&own, rule)?;
+        let anybody = mesh(&own, rule, None)?;
         Ok(Self {
             shared,
             own,
@@ -239,14 +239,16 @@ fn answer(reason: Reason) -> Response<Body> {
     boxed(respond::http(respond::plain(respond::status_of(reason), reason)))
 }
 
-/// How other sidecars are reached that `rule` accepts.
-fn mesh(own: &Own, rule: PeerRule) -> Result<Arc<Mesh>, TlsError> {
+/// How other sidecars are reached that `rule` accepts: those of `audience`, if it is one agent.
+fn mesh(own: &Own, rule: PeerRule, audience: Option<AgentId>) -> Result<Arc<Mesh>, TlsError> {
     let mut config: ClientConfig = client_config(&own.source, own.revocations.clone(), rule)?;
     config.alpn_protocols = vec![MESH_PROTOCOL.to_vec()];
     Ok(Arc::new(Mesh {
         config: Arc::new(config),
         revocations: own.revocations.clone(),
         clock: own.source.clock(),
+        source: Arc::clone(&own.source),
+        audience,
     }))
 }
 

@@ -9,6 +9,7 @@
 mod approvals;
 mod asking;
 mod forwarding;
+mod grants;
 mod ledger;
 mod limits;
 mod listing;

@@ -47,11 +47,11 @@ use crate::{
     world::{AGENT, PATIENCE, Plan, STANDARD, STRICTER, call, kernel},
 };
 
-const SERVER: &str = "spiffe://acme.example/ns/shop/sa/tools/agent/calc";
+pub(crate) const SERVER: &str = "spiffe://acme.example/ns/shop/sa/tools/agent/calc";
 /// An agent of the same name, of somebody else's.
-const NAMESAKE: &str = "spiffe://acme.example/ns/evil/sa/tools/agent/calc";
+pub(crate) const NAMESAKE: &str = "spiffe://acme.example/ns/evil/sa/tools/agent/calc";
 /// Nothing is forbidden.
-const LAX: &[&str] = &["rules: [{ name: all, effect: allow }]"];
+pub(crate) const LAX: &[&str] = &["rules: [{ name: all, effect: allow }]"];
 
 struct Nobody;
 
@@ -66,13 +66,13 @@ impl Attest for Nobody {
 }
 
 /// A CA of its own for each test.
-struct Authority {
-    manager: IdentityManager,
+pub(crate) struct Authority {
+    pub(crate) manager: IdentityManager,
     _folder: tempfile::TempDir,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = CaConfig {
             trust_domain: "acme.example".parse().unwrap(),
@@ -92,7 +92,7 @@ impl Authority {
         Self { manager, _folder: folder }
     }
 
-    async fn source(&self, id: &str) -> Arc<SvidSource> {
+    pub(crate) async fn source(&self, id: &str) -> Arc<SvidSource> {
         let sponsor = "ada@acme.example".parse().unwrap();
         let fetcher = Arc::new(self.manager.svids_of(id.parse().unwrap(), sponsor));
         Arc::new(SvidSource::start(fetcher, system_clock(), Arc::new(|| 0)).await.unwrap())
@@ -100,13 +100,13 @@ impl Authority {
 }
 
 /// One pod: its sidecar, and where its redirect leads.
-struct Pod {
-    kernel: Arc<Kernel>,
-    caught: Arc<Transparent>,
-    outbound: SocketAddr,
-    inbound: SocketAddr,
+pub(crate) struct Pod {
+    pub(crate) kernel: Arc<Kernel>,
+    pub(crate) caught: Arc<Transparent>,
+    pub(crate) outbound: SocketAddr,
+    pub(crate) inbound: SocketAddr,
     /// Where every connection was going.
-    destination: Arc<OnceLock<SocketAddr>>,
+    pub(crate) destination: Arc<OnceLock<SocketAddr>>,
     drain: CancellationToken,
     refusals: Arc<Refusals>,
     _ledger: tempfile::TempDir,
@@ -119,7 +119,7 @@ impl Drop for Pod {
 }
 
 impl Pod {
-    async fn start(
+    pub(crate) async fn start(
         authority: &Authority,
         id: &str,
         policies: &'static [&'static str],
@@ -156,14 +156,14 @@ impl Pod {
         Self { kernel, caught, outbound, inbound, destination, drain, refusals, _ledger: ledger }
     }
 
-    async fn entries(&self) -> Vec<Entry> {
+    pub(crate) async fn entries(&self) -> Vec<Entry> {
         let filter = Filter { oldest_first: true, limit: Some(1_000), ..Filter::default() };
         let page = self.kernel.query(&filter).await.unwrap();
         page.entries.iter().map(|stored| stored.entry().unwrap()).collect()
     }
 
     /// Decisions on tools, as (agent, server, tool, reason).
-    async fn decisions(&self) -> Vec<(String, String, String, String)> {
+    pub(crate) async fn decisions(&self) -> Vec<(String, String, String, String)> {
         let text =
             |entry: &Entry, name: &str| entry.action_text(name).unwrap_or_default().to_owned();
         let all = self.entries().await;
@@ -179,7 +179,7 @@ impl Pod {
     }
 
     /// What strangers were refused for, once it is on record.
-    async fn strangers(&self) -> Vec<String> {
+    pub(crate) async fn strangers(&self) -> Vec<String> {
         self.refusals.flush(&self.kernel).await;
         let all = self.entries().await;
         let refusals = all.into_iter().filter(|entry| entry.kind == Kind::Refusals);
@@ -188,29 +188,29 @@ impl Pod {
 }
 
 /// A client's pod, a server's pod, and the server.
-struct Mesh {
-    authority: Authority,
-    client: Pod,
-    server: Pod,
-    upstream: Upstream,
+pub(crate) struct Mesh {
+    pub(crate) authority: Authority,
+    pub(crate) client: Pod,
+    pub(crate) server: Pod,
+    pub(crate) upstream: Upstream,
 }
 
 impl Mesh {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::with(STANDARD, STANDARD).await
     }
 
     /// With a server whose port is declared to speak MCP.
-    async fn with(of_client: &'static [&'static str], of_server: &'static [&'static str]) -> Self {
+    pub(crate) async fn with(of_client: &'static [&'static str], of_server: &'static [&'static str]) -> Self {
         Self::of(SERVER, of_client, of_server, true).await
     }
 
     /// With a server whose port is declared to speak nothing.
-    async fn undeclared(policies: &'static [&'static str]) -> Self {
+    pub(crate) async fn undeclared(policies: &'static [&'static str]) -> Self {
         Self::of(SERVER, policies, policies, false).await
     }
 
-    async fn of(
+    pub(crate) async fn of(
         id: &str,
         of_client: &'static [&'static str],
         of_server: &'static [&'static str],
@@ -230,16 +230,16 @@ impl Mesh {
     }
 
     /// What the client's application gets.
-    async fn ask(&self, request: Request<Full<Bytes>>) -> (StatusCode, Value) {
+    pub(crate) async fn ask(&self, request: Request<Full<Bytes>>) -> (StatusCode, Value) {
         exchange(TcpStream::connect(self.client.outbound).await.unwrap(), request).await
     }
 
-    async fn call(&self, tool: &str) -> (StatusCode, Value) {
+    pub(crate) async fn call(&self, tool: &str) -> (StatusCode, Value) {
         self.ask(post("/mcp", &call(1, tool).to_string())).await
     }
 }
 
-fn post(path: &str, body: &str) -> Request<Full<Bytes>> {
+pub(crate) fn post(path: &str, body: &str) -> Request<Full<Bytes>> {
     Request::builder()
         .method(Method::POST)
         .uri(path)
@@ -250,11 +250,11 @@ fn post(path: &str, body: &str) -> Request<Full<Bytes>> {
         .unwrap()
 }
 
-fn get(path: &str) -> Request<Full<Bytes>> {
+pub(crate) fn get(path: &str) -> Request<Full<Bytes>> {
     Request::get(path).header("host", "calc.shop:8080").body(Full::new(Bytes::new())).unwrap()
 }
 
-async fn exchange(
+pub(crate) async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     request: Request<Full<Bytes>>,
 ) -> (StatusCode, Value) {
@@ -267,7 +267,7 @@ async fn exchange(
     (head.status, serde_json::from_slice(&body).unwrap_or_default())
 }
 
-fn reason(answer: &Value) -> &str {
+pub(crate) fn reason(answer: &Value) -> &str {
     let found =
         [answer.pointer("/error/data/reason"), answer.pointer("/result/_meta/aegis.dev~1reason")];
     found.into_iter().flatten().find_map(Value::as_str).unwrap_or_default()
@@ -324,7 +324,7 @@ async fn whoever_has_no_svid_reaches_nothing() {
 }
 
 /// Connects to the server's sidecar with an SVID.
-async fn connect(
+pub(crate) async fn connect(
     mesh: &Mesh,
     source: &Arc<SvidSource>,
     protocols: &[&[u8]],
