@@ -150,7 +150,12 @@ impl Target {
     pub(crate) fn direct(direct: Direct, host: HeaderValue, path: &str) -> Result<Self, Reason> {
         let uri = Uri::builder().scheme("http").authority("direct").path_and_query(path).build();
         let uri = uri.map_err(|_| Reason::MalformedMessage)?;
-        Ok(Self { client: Reach::Direct(direct.clone(), pooled().build(direct)), uri, host, credential: None })
+        Ok(Self {
+            client: Reach::Direct(direct.clone(), pooled().build(direct)),
+            uri,
+            host,
+            credential: None,
+        })
     }
 
     /// The path of the upstream, under which Aegis serves it too.

@@ -17,6 +17,7 @@ mod grant;
 pub mod inbound;
 pub mod listing;
 pub mod metrics;
+pub mod names;
 mod oauth;
 pub mod pins;
 pub mod pod;

@@ -118,10 +118,8 @@ pub fn verify_grant(
     own: &AgentId,
     now: Timestamp,
 ) -> Result<VerifiedGrant, GrantError> {
-    let (signed, signature) = token
-        .rsplit_once('.')
-        .filter(|_| token.len() <= MAX_BYTES)
-        .ok_or(GrantError::Malformed)?;
+    let (signed, signature) =
+        token.rsplit_once('.').filter(|_| token.len() <= MAX_BYTES).ok_or(GrantError::Malformed)?;
     let (header, payload) = signed.split_once('.').ok_or(GrantError::Malformed)?;
     let header: Header = read(header)?;
     if header.alg != "ES256" || header.typ != TYPE {

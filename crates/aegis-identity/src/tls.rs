@@ -25,7 +25,8 @@ use rustls::{
 use tokio::sync::watch;
 
 use crate::{
-    Bundle, Clock, Identity, PeerIdentity, Revocations, SvidSource, VerifyError, verify::Leaf, verify_chain,
+    Bundle, Clock, Identity, PeerIdentity, Revocations, SvidSource, VerifyError, verify::Leaf,
+    verify_chain,
 };
 
 /// Which peers an endpoint talks to.

@@ -12,7 +12,7 @@ use tokio::{net::TcpStream, sync::Semaphore};
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    Transparent, answer, attested, plain, server_name,
+    Transparent, answer, attested, health, plain, server_name,
     sort::{Sorted, Speaks, sort},
     spoken::{Spoken, spoken},
     told,
@@ -50,6 +50,12 @@ pub(super) async fn connection(caught: Arc<Transparent>, stream: TcpStream) {
         }
         // A probe of TCP: that somebody accepts is all it asks.
         Spoken::Closed => {}
+        Spoken::Http2 if caught.ports.probes_grpc(destination.port()) => {
+            let Ok(_turn) = UNPROVEN.try_acquire() else {
+                return drop(caught.refuse_stranger(Reason::Overloaded));
+            };
+            health::probe(caught, destination, stream).await;
+        }
         Spoken::Http2 | Spoken::Other => drop(caught.refuse_stranger(Reason::IdentityMissing)),
     }
 }

@@ -14,7 +14,7 @@ use super::{
     server_name,
     sort::{Sorted, Speaks, sort},
     spoken::{Spoken, spoken},
-    told,
+    tls, told,
 };
 use crate::{
     Route,
@@ -45,6 +45,7 @@ pub(super) async fn connection(caught: Arc<Transparent>, stream: TcpStream) {
             };
             serve_http(stream, HEAD_BYTES, drain, answer).await;
         }
+        Spoken::Tls => tls::tunnel(&caught, destination, stream).await,
         Spoken::Closed => {}
         other => {
             if let Ok(own) = caught.own() {

@@ -99,7 +99,8 @@ pub(super) async fn exchange(
         Err(reason) => (Ended::Failure, Some(reason.code().to_owned()), None, 0),
     };
     let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let ending = Ending { result, reason, status, bytes, events: 0, micros, redactions: 0 };
+    let ending =
+        Ending { result, reason, status, bytes, sent: 0, events: 0, micros, redactions: 0 };
     if let Err(error) = kernel.conclude(&receipt, &ending).await {
         tracing::error!(%error, "an outcome could not be recorded");
     }

@@ -26,11 +26,13 @@ use crate::{
 };
 
 /// One person is not enough.
-const TWO: &[&str] =
-    &["rules: [{ name: all, effect: allow }, { name: two, effect: require_approval, tools: [risky], approvals: 2 }]"];
+const TWO: &[&str] = &[
+    "rules: [{ name: all, effect: allow }, { name: two, effect: require_approval, tools: [risky], approvals: 2 }]",
+];
 /// A person without a second factor is not enough.
-const CODE: &[&str] =
-    &["rules: [{ name: all, effect: allow }, { name: code, effect: allow, tools: [risky], requireMfa: true }]"];
+const CODE: &[&str] = &[
+    "rules: [{ name: all, effect: allow }, { name: code, effect: allow, tools: [risky], requireMfa: true }]",
+];
 /// Other HTTP needs a person too.
 const ADMIN: &[&str] = &[
     "rules: [{ name: all, effect: allow }]",
@@ -67,9 +69,8 @@ async fn approve(pod: &Pod, id: &str) {
 /// The decisions on a tool, the oldest first.
 async fn decided(pod: &Pod, tool: &str) -> Vec<Entry> {
     let all = pod.entries().await;
-    let of_tool = |entry: &Entry| {
-        entry.kind == Kind::Decision && entry.action_text("tool") == Some(tool)
-    };
+    let of_tool =
+        |entry: &Entry| entry.kind == Kind::Decision && entry.action_text("tool") == Some(tool);
     all.into_iter().filter(of_tool).collect()
 }
 
@@ -225,9 +226,12 @@ async fn a_grant_that_does_not_hold_is_refused_and_on_record() {
         ("signature", sign_grant(&another, &good).unwrap()),
         ("issuer", with(&|g| g.issuer = NAMESAKE.parse().unwrap())),
         ("audience", with(&|g| g.audience = NAMESAKE.parse().unwrap())),
-        ("expired", with(&|g| {
-            (g.issued_at, g.expires_at) = (early, early.plus(Duration::from_secs(60)));
-        })),
+        (
+            "expired",
+            with(&|g| {
+                (g.issued_at, g.expires_at) = (early, early.plus(Duration::from_secs(60)));
+            }),
+        ),
         ("expired", with(&|g| g.expires_at = now().plus(Duration::from_secs(3600)))),
         ("other_action", with(&|g| g.action = Digest::of(b"another"))),
     ];

@@ -8,6 +8,7 @@
 
 mod approvals;
 mod asking;
+mod egress;
 mod forwarding;
 mod grants;
 mod ledger;
@@ -16,6 +17,7 @@ mod listing;
 mod lists;
 mod mesh;
 mod oauth;
+mod probes;
 mod refusals;
 mod server_requests;
 mod stdio;

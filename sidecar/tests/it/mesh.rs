@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -125,6 +125,17 @@ impl Pod {
         policies: &'static [&'static str],
         ports: Ports,
     ) -> Self {
+        Self::start_reaching(authority, id, policies, ports, Reachable::Everything).await
+    }
+
+    /// One that may connect so far.
+    pub(crate) async fn start_reaching(
+        authority: &Authority,
+        id: &str,
+        policies: &'static [&'static str],
+        ports: Ports,
+        reachable: Reachable,
+    ) -> Self {
         let ledger = tempfile::tempdir().unwrap();
         let kernel = kernel(ledger.path(), &Plan { policies, ..Plan::default() }).await;
         let (drain, refusals) = (CancellationToken::new(), Arc::new(Refusals::default()));
@@ -133,7 +144,7 @@ impl Pod {
             attest: Arc::new(Nobody),
             refusals: Arc::clone(&refusals),
             metrics: Metrics::register(&prometheus::Registry::new()).unwrap(),
-            reachable: Reachable::Everything,
+            reachable,
             drain: drain.clone(),
         });
         let own = Own {
@@ -146,7 +157,15 @@ impl Pod {
         let going = Arc::new(move |_: &TcpStream| {
             going.get().copied().ok_or_else(|| io::Error::other("it was not redirected"))
         });
-        let caught = Arc::new(Transparent::new(shared, own, ports, going).unwrap());
+        let caught = Transparent::new(shared, own, ports, going).unwrap();
+        let caught = Arc::new(caught.with_names(Arc::new(|name| {
+            let found = if name.ends_with(".example.com") {
+                Ok(vec![Ipv4Addr::LOCALHOST.into()])
+            } else {
+                Err(io::Error::other("nobody has this name"))
+            };
+            Box::pin(async move { found })
+        })));
         let outbound = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let inbound = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addresses = (outbound.local_addr().unwrap(), inbound.local_addr().unwrap());
@@ -201,7 +220,10 @@ impl Mesh {
     }
 
     /// With a server whose port is declared to speak MCP.
-    pub(crate) async fn with(of_client: &'static [&'static str], of_server: &'static [&'static str]) -> Self {
+    pub(crate) async fn with(
+        of_client: &'static [&'static str],
+        of_server: &'static [&'static str],
+    ) -> Self {
         Self::of(SERVER, of_client, of_server, true).await
     }
 
@@ -218,8 +240,10 @@ impl Mesh {
     ) -> Self {
         let (authority, upstream) = (Authority::new(), Upstream::start().await);
         let port = upstream.address.port();
-        let probes =
-            vec![Probe { port, path: Some("/healthz".into()) }, Probe { port, path: None }];
+        let probes = vec![
+            Probe { port, path: Some("/healthz".into()), grpc: None },
+            Probe { port, path: None, grpc: None },
+        ];
         let mcp = declared.then_some(port).into_iter().collect();
         let client = Pod::start(&authority, AGENT, of_client, Ports::default()).await;
         let ports = Ports { mcp, probes, ..Ports::default() };
