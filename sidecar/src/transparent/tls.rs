@@ -56,7 +56,8 @@ pub(super) async fn tunnel(caught: &Arc<Transparent>, to: SocketAddr, client: Tc
     let approved = matches!(permit.receipt().decision.reason, Reason::Approved);
     let (action, receipt) = permit.into_parts();
     let started = Instant::now();
-    let tunnel = Tunnel { caught, action, approved, sent: AtomicU64::new(0), received: AtomicU64::new(0) };
+    let tunnel =
+        Tunnel { caught, action, approved, sent: AtomicU64::new(0), received: AtomicU64::new(0) };
     let why = match tunnel.reach(&name, to.port()).await {
         Ok(server) => {
             caught.shared.metrics.uncovered.inc();
