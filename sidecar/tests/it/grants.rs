@@ -34,9 +34,9 @@ const CODE: &[&str] = &[
     "rules: [{ name: all, effect: allow }, { name: code, effect: allow, tools: [risky], requireMfa: true }]",
 ];
 /// Other HTTP needs a person too.
-const ADMIN: &[&str] = &[
+const ITEMS: &[&str] = &[
     "rules: [{ name: all, effect: allow }]",
-    "match: { paths: ['/admin/**'] }\nrules: [{ name: admin, effect: require_approval }]",
+    "match: { paths: ['/items/**'] }\nrules: [{ name: items, effect: require_approval }]",
 ];
 
 /// A call that is held without a stream.
@@ -105,15 +105,15 @@ async fn an_approval_is_asked_once() {
 
 #[tokio::test]
 async fn other_http_is_asked_once_too() {
-    let mesh = Mesh::undeclared(ADMIN).await;
+    let mesh = Mesh::undeclared(ITEMS).await;
     mesh.upstream.answers(|_| async { answer(200, &json!({ "done": true })) });
-    assert_eq!(reason(&mesh.ask(get("/admin/keys")).await.1), "approval_by_policy");
+    assert_eq!(reason(&mesh.ask(get("/items/5")).await.1), "approval_by_policy");
     let id = waits(&mesh.client).await;
     approve(&mesh.client, &id).await;
-    let (status, said) = mesh.ask(get("/admin/keys")).await;
+    let (status, said) = mesh.ask(get("/items/5")).await;
     assert_eq!((status, said), (StatusCode::OK, json!({ "done": true })));
     assert!(mesh.server.kernel.approvals().is_empty());
-    assert_eq!(reason(&mesh.ask(get("/admin/keys")).await.1), "approval_by_policy", "once");
+    assert_eq!(reason(&mesh.ask(get("/items/5")).await.1), "approval_by_policy", "once");
     assert_eq!(mesh.upstream.seen().len(), 1);
 }
 
