@@ -23,7 +23,7 @@ use aegis_core::{
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 
-const KINDS: [ActionKind; 14] = [
+const KINDS: [ActionKind; 15] = [
     ActionKind::ToolCall,
     ActionKind::ResourceRead,
     ActionKind::Subscription,
@@ -35,6 +35,7 @@ const KINDS: [ActionKind; 14] = [
     ActionKind::ServerRequest,
     ActionKind::AgentMessage,
     ActionKind::HttpRequest,
+    ActionKind::Connect,
     ActionKind::FileRead,
     ActionKind::FileWrite,
     ActionKind::ShellExec,

@@ -17,7 +17,11 @@ use std::{
     time::Duration,
 };
 
-use aegis_identity::{PeerIdentity, Revocations, SvidSource, tls::peer_identity};
+use aegis_core::AgentId;
+use aegis_identity::{
+    Identity, PeerIdentity, Revocations, SvidSource,
+    tls::{peer_identity, presenting},
+};
 use aegis_mesh::PeerBound;
 use bytes::Bytes;
 use http::{Request, Response, Uri};
@@ -39,6 +43,8 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
+use crate::grant::{self, Told};
+
 /// The protocol between sidecars: HTTP/1.1 of governed agents.
 pub const MESH_PROTOCOL: &[u8] = b"aegis-mesh/1";
 /// How long a connection may take, TLS included.
@@ -59,8 +65,10 @@ pub(crate) struct Mesh {
     pub(crate) config: Arc<ClientConfig>,
     /// Who is revoked.
     pub(crate) revocations: watch::Receiver<Arc<Revocations>>,
-    /// The SVID that is shown, and the time.
+    /// Whose SVIDs are shown, and so sign; and the time.
     pub(crate) source: Arc<SvidSource>,
+    /// The one agent that is accepted, if it is one: grants are for nobody else.
+    pub(crate) audience: Option<AgentId>,
 }
 
 /// An established connection.
@@ -89,20 +97,63 @@ impl Retirement {
 impl Direct {
     /// Connects. The peer is who answered, where that had to be proven.
     pub(crate) async fn connect(&self) -> io::Result<(DirectStream, Option<PeerIdentity>)> {
-        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "connecting took too long");
-        tokio::time::timeout(CONNECT_TIMEOUT, self.connecting()).await.map_err(late)?
+        self.connect_as(None).await
     }
 
-    async fn connecting(&self) -> io::Result<(DirectStream, Option<PeerIdentity>)> {
+    /// Connects, showing this very SVID if one is given.
+    async fn connect_as(
+        &self,
+        identity: Option<&Identity>,
+    ) -> io::Result<(DirectStream, Option<PeerIdentity>)> {
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "connecting took too long");
+        tokio::time::timeout(CONNECT_TIMEOUT, self.connecting(identity)).await.map_err(late)?
+    }
+
+    /// Sends one request on a connection of its own, telling the other sidecar of the approval that
+    /// was used for it.
+    pub(crate) async fn send(
+        &self,
+        mut request: Request<Full<Bytes>>,
+        told: Option<&Told>,
+    ) -> io::Result<Response<Incoming>> {
+        let mut identity = None;
+        if let (Self::Mesh(_, mesh), Some(told)) = (self, told)
+            && let Some(audience) = &mesh.audience
+        {
+            let own = mesh.source.current().map_err(io::Error::other)?;
+            if let Some(header) = told.header(&own, audience, (mesh.source.clock())()) {
+                request.headers_mut().insert(grant::HEADER.clone(), header);
+            }
+            identity = Some(own);
+        }
+        let (stream, _) = self.connect_as(identity.as_deref()).await?;
+        let connecting = hyper::client::conn::http1::handshake(TokioIo::new(stream));
+        let (mut sender, connection) = connecting.await.map_err(io::Error::other)?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection ended early");
+            }
+        });
+        sender.send_request(request).await.map_err(io::Error::other)
+    }
+
+    async fn connecting(
+        &self,
+        identity: Option<&Identity>,
+    ) -> io::Result<(DirectStream, Option<PeerIdentity>)> {
         let (Self::Plain(address) | Self::Mesh(address, _)) = self;
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let Self::Mesh(_, mesh) = self else { return Ok((DirectStream::Plain(stream), None)) };
         // The verifier looks at the SPIFFE ID; SNI is off.
         let name = ServerName::try_from("aegis").map_err(io::Error::other)?;
+        let config = match identity {
+            Some(identity) => Arc::new(presenting(&mesh.config, identity)),
+            None => Arc::clone(&mesh.config),
+        };
         // Read before it is shown: a renewal in between makes it end later, not earlier.
         let own = mesh.source.current().map_err(io::Error::other)?.svid.not_after();
-        let stream = TlsConnector::from(Arc::clone(&mesh.config)).connect(name, stream).await?;
+        let stream = TlsConnector::from(config).connect(name, stream).await?;
         if stream.get_ref().1.alpn_protocol() != Some(MESH_PROTOCOL) {
             return Err(io::Error::other("who answers has an SVID and is no sidecar"));
         }

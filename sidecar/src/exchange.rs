@@ -8,7 +8,7 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 use aegis_audit::entry::Outcome as Ended;
 use aegis_core::{
     action::Action,
-    decision::{Reason, Verdict},
+    decision::{Decision, Reason, Verdict},
     policy::ObligationKind,
 };
 use aegis_kernel::{Ending, Permit, Receipt, Record};
@@ -117,7 +117,7 @@ impl Exchange {
         route.shared.metrics.open.inc();
         let sent = [route.name.as_str(), "to_server"];
         route.shared.metrics.bytes.with_label_values(&sent).inc_by(size as u64);
-        let approved = receipt.decision.reason == Reason::Approved;
+        let approved = matches!(receipt.decision.reason, Reason::Approved | Reason::Granted);
         let mut exchange = Self::new(route, caller, action, era, Some(receipt));
         (exchange.approved, exchange.redactions) = (approved, redactions);
         exchange
@@ -336,14 +336,7 @@ impl Exchange {
     pub fn recheck(&self) -> Option<Reason> {
         let judgement =
             self.route.kernel().evaluate(&self.route.context(&self.caller).about(&self.action));
-        match judgement.decision.verdict {
-            Verdict::Allow => None,
-            Verdict::RequireApproval if self.approved => None,
-            Verdict::RequireApproval => Some(Reason::ApprovalByPolicy),
-            // A limit counts starts: what has started under it goes on.
-            Verdict::Deny if judgement.decision.reason == Reason::RateLimited => None,
-            Verdict::Deny => Some(judgement.decision.reason),
-        }
+        cut_for(&judgement.decision, self.approved)
     }
 
     /// Looks at one message of the server and says what leaves.
@@ -516,10 +509,23 @@ impl Exchange {
             reason: reason.map(|reason| reason.code().to_owned()),
             status,
             bytes: self.bytes,
+            sent: 0,
             events: self.events,
             micros: u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX),
             redactions: self.redacted,
         }
+    }
+}
+
+/// Why something open that is judged anew has to end; `approved` is whether a human agreed to it.
+pub(crate) fn cut_for(decision: &Decision, approved: bool) -> Option<Reason> {
+    match decision.verdict {
+        Verdict::Allow => None,
+        Verdict::RequireApproval if approved => None,
+        Verdict::RequireApproval => Some(Reason::ApprovalByPolicy),
+        // A limit counts starts: what has started under it goes on.
+        Verdict::Deny if decision.reason == Reason::RateLimited => None,
+        Verdict::Deny => Some(decision.reason),
     }
 }
 

@@ -32,6 +32,7 @@ use parking_lot::Mutex;
 use crate::{
     direct::{self, Direct},
     exchange::Exchange,
+    grant::Told,
     listing::{Ask, Unlisted},
     oauth,
     relay::{self, content_type},
@@ -58,7 +59,7 @@ enum Reach {
     /// By its URL.
     Web(Client<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>),
     /// At an address that was caught.
-    Direct(Client<Direct, Full<Bytes>>),
+    Direct(Direct, Client<Direct, Full<Bytes>>),
 }
 
 /// A credential with its last known value.
@@ -155,8 +156,8 @@ impl Target {
         let uri = Uri::builder().scheme("http").authority("direct").path_and_query(path).build();
         let uri = uri.map_err(|_| Reason::MalformedMessage)?;
         let idle = DIRECT_IDLE_TIMEOUT;
-        let client = Reach::Direct(pooled().pool_idle_timeout(idle).build(direct));
-        Ok(Self { client, uri, host, credential: None })
+        let client = pooled().pool_idle_timeout(idle).build(direct.clone());
+        Ok(Self { client: Reach::Direct(direct, client), uri, host, credential: None })
     }
 
     /// The path of the upstream, under which Aegis serves it too.
@@ -184,7 +185,7 @@ impl Target {
         let headers = request.headers_mut();
         headers.insert(header::HOST, self.host.clone());
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        self.exchange(request, timeout).await
+        self.exchange(request, None, timeout).await
     }
 
     /// Sends one request.
@@ -194,8 +195,20 @@ impl Target {
     pub async fn send(
         &self,
         method: Method,
+        headers: HeaderMap,
+        body: Bytes,
+        timeout: Duration,
+    ) -> Result<Response<Incoming>, Reason> {
+        self.send_told(method, headers, body, None, timeout).await
+    }
+
+    /// Sends one request, telling another sidecar of the approval that was used for it.
+    async fn send_told(
+        &self,
+        method: Method,
         mut headers: HeaderMap,
         body: Bytes,
+        told: Option<Told>,
         timeout: Duration,
     ) -> Result<Response<Incoming>, Reason> {
         end_to_end(&mut headers);
@@ -204,7 +217,7 @@ impl Target {
             // As it was read, whatever the client called it.
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         }
-        self.own_send(method, self.uri.clone(), headers, body, timeout).await
+        self.own_send(of_parts(method, self.uri.clone(), headers, body), told, timeout).await
     }
 
     /// Sends one request to another path of the upstream's host, as the client named it.
@@ -224,44 +237,44 @@ impl Target {
         let mut parts = self.uri.clone().into_parts();
         parts.path_and_query = Some(path);
         let uri = Uri::from_parts(parts).map_err(|_| Reason::MalformedMessage)?;
-        self.own_send(method, uri, headers, body, timeout).await
+        self.own_send(of_parts(method, uri, headers, body), None, timeout).await
     }
 
     async fn own_send(
         &self,
-        method: Method,
-        uri: Uri,
-        mut headers: HeaderMap,
-        body: Bytes,
+        mut request: Request<Full<Bytes>>,
+        told: Option<Told>,
         timeout: Duration,
     ) -> Result<Response<Incoming>, Reason> {
         if let Some(credential) = &self.credential {
-            headers.insert(credential.header.clone(), credential.value()?);
+            request.headers_mut().insert(credential.header.clone(), credential.value()?);
         }
-        let mut request = Request::new(Full::new(body));
-        *request.method_mut() = method;
-        *request.uri_mut() = uri;
-        *request.headers_mut() = headers;
-        self.exchange(request, timeout).await
+        self.exchange(request, told, timeout).await
     }
 
     async fn exchange(
         &self,
-        request: Request<Full<Bytes>>,
+        mut request: Request<Full<Bytes>>,
+        told: Option<Told>,
         timeout: Duration,
     ) -> Result<Response<Incoming>, Reason> {
+        type Failed = Box<dyn std::error::Error + Send + Sync>;
         let answering = async {
-            match &self.client {
-                Reach::Web(client) => client.request(request).await,
-                Reach::Direct(client) => direct::ask(client, request).await,
+            match (&self.client, &told) {
+                (Reach::Direct(direct, _), Some(told)) => {
+                    *request.uri_mut() = Uri::try_from(self.path())?;
+                    Ok(direct.send(request, Some(told)).await?)
+                }
+                (Reach::Web(client), _) => Ok::<_, Failed>(client.request(request).await?),
+                (Reach::Direct(_, client), None) => Ok(direct::ask(client, request).await?),
             }
         };
         match tokio::time::timeout(timeout, answering).await {
             Err(_) => Err(Reason::UpstreamTimeout),
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
-                tracing::warn!(url = %self.uri, error = %chain(&error), "the upstream did not answer");
-                Err(if is_tls(&error) {
+                tracing::warn!(url = %self.uri, error = %chain(&*error), "the upstream did not answer");
+                Err(if is_tls(&*error) {
                     Reason::UpstreamUnverified
                 } else {
                     Reason::UpstreamUnavailable
@@ -269,6 +282,14 @@ impl Target {
             }
         }
     }
+}
+
+fn of_parts(method: Method, uri: Uri, headers: HeaderMap, body: Bytes) -> Request<Full<Bytes>> {
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = method;
+    *request.uri_mut() = uri;
+    *request.headers_mut() = headers;
+    request
 }
 
 fn pooled() -> hyper_util::client::legacy::Builder {
@@ -290,10 +311,11 @@ pub async fn forward(
     permit: Permit<ClientMessage>,
     headers: HeaderMap,
 ) -> Result<(Response<Incoming>, Exchange), (Reason, Exchange)> {
+    let told = Told::of(permit.receipt());
     let (bytes, exchange) = Exchange::open(Arc::clone(route), caller.clone(), permit);
     let timeout = Duration::from_secs(route.spec.limits.answer_timeout_secs.into());
     let Some(target) = &route.target else { return Err((Reason::UpstreamUnavailable, exchange)) };
-    match target.send(Method::POST, headers, bytes, timeout).await {
+    match target.send_told(Method::POST, headers, bytes, told, timeout).await {
         Ok(response) => Ok((response, exchange)),
         Err(reason) => Err((reason, exchange)),
     }

@@ -9,7 +9,7 @@ use aegis_core::{
     approval::ApprovalState,
     decision::{Reason, Verdict},
 };
-use aegis_kernel::Permit;
+use aegis_kernel::{Permit, Shown};
 use aegis_protocol::mcp::{ClientMessage, Era, LegacyVersion, Transport};
 use aegis_resources::upstream::UpstreamProtocol;
 use bytes::Bytes;
@@ -142,7 +142,7 @@ async fn answer(
         return refuse(route, &request, reason);
     }
     match attested {
-        Ok(attested) => governed(route, &attested, request).await,
+        Ok(attested) => governed(route, &attested, None, request).await,
         Err(reason) => refuse(route, &request, reason),
     }
 }
@@ -156,10 +156,11 @@ fn refuse<B>(route: &Route, request: &Request<B>, reason: Reason) -> Response<Bo
     boxed(respond::http(respond::plain(respond::status_of(reason), reason)))
 }
 
-/// Answers one request of somebody who is known.
+/// Answers one request of somebody who is known, which may have come with a grant.
 pub(crate) async fn governed<B: RequestBody>(
     route: &Arc<Route>,
     attested: &Attested,
+    grant: Option<Arc<Shown>>,
     request: Request<B>,
 ) -> Response<Body> {
     let registered = route.kernel().state().registry.principal(&attested.id, attested.not_after);
@@ -167,7 +168,7 @@ pub(crate) async fn governed<B: RequestBody>(
         return refuse(route, &request, Reason::IdentityUnknown);
     };
     if route.spec.protocol == UpstreamProtocol::A2a {
-        return a2a::governed(route, Caller { principal, session: None }, request).await;
+        return a2a::governed(route, Caller { principal, session: None, grant }, request).await;
     }
     let session = match one(request.headers(), SESSION) {
         Ok(session) => session.map(str::to_owned),
@@ -182,7 +183,7 @@ pub(crate) async fn governed<B: RequestBody>(
         route.kernel().refuse(&principal, &route.name, reason, told).await;
         return boxed(respond::http(respond::plain(respond::status_of(reason), reason)));
     }
-    let caller = Caller { principal, session };
+    let caller = Caller { principal, session, grant };
     let metadata = |target| oauth::is_metadata(target, request.uri().path());
     if request.method() == Method::GET && route.target.as_ref().is_some_and(metadata) {
         return oauth::serve(route, &caller, request.uri().path()).await;

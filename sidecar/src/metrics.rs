@@ -1,7 +1,7 @@
 //! What the sidecar counts. Labels never come from the wire: servers are named by configuration,
 //! verdicts and reasons are closed sets.
 
-use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 /// The sidecar's metrics.
 #[derive(Clone, Debug)]
@@ -16,6 +16,8 @@ pub struct Metrics {
     pub decision_seconds: Histogram,
     /// `aegis_sidecar_bytes_total{server,direction}`
     pub bytes: IntCounterVec,
+    /// `aegis_sidecar_uncovered_connections_total`
+    pub uncovered: IntCounter,
 }
 
 impl Metrics {
@@ -44,7 +46,12 @@ impl Metrics {
                 Opts::new("aegis_sidecar_bytes_total", "Bytes of messages forwarded and released."),
                 &["server", "direction"],
             )?,
+            uncovered: IntCounter::new(
+                "aegis_sidecar_uncovered_connections_total",
+                "Connections let through that cannot be looked into: what they carry is not covered.",
+            )?,
         };
+        registry.register(Box::new(metrics.uncovered.clone()))?;
         registry.register(Box::new(metrics.decisions.clone()))?;
         registry.register(Box::new(metrics.open.clone()))?;
         registry.register(Box::new(metrics.held.clone()))?;

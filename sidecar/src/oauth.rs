@@ -54,6 +54,7 @@ pub(crate) async fn serve(route: &Route, caller: &Caller, path: &str) -> Respons
         reason,
         status: None,
         bytes,
+        sent: 0,
         events: 0,
         micros: 0,
         redactions: 0,

@@ -33,6 +33,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     Attest, Attested, Reachable, Shared,
     metrics::Metrics,
+    names,
     refusals::Refusals,
     transparent::{Own, Transparent, original_destination, serve_inbound, serve_outbound},
 };
@@ -104,7 +105,8 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         revocations: authority.revocations(),
     };
     let destination = Arc::new(original_destination);
-    let caught = Arc::new(Transparent::new(Arc::clone(&shared), own, ports, destination)?);
+    let caught = Transparent::new(Arc::clone(&shared), own, ports, destination)?;
+    let caught = Arc::new(caught.with_names(names::of_pod()));
     admin.watch(&registry, &source, &kernel, &shipping)?;
 
     let operator = channel(&options.operator, "operator", &source, authority.revocations())?;

@@ -35,12 +35,30 @@ impl Reachable {
         self == Self::Everything || !own
     }
 
+    /// Whether an address may be connected to, and is none of this pod's own interfaces.
+    #[must_use]
+    pub fn is_elsewhere(self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.allows(address) && (self == Self::Everything || !is_own(address))
+    }
+
     /// Whether a host may be connected to, as far as its name tells: addresses are not resolved.
     #[must_use]
     pub fn allows_host(self, host: &str) -> bool {
         let address = host.trim_start_matches('[').trim_end_matches(']').parse();
         address.map_or(true, |address| self.allows(address))
     }
+}
+
+/// Whether this is the address of an interface here. What cannot be told is taken for one.
+fn is_own(address: IpAddr) -> bool {
+    let Ok(mut interfaces) = nix::ifaddrs::getifaddrs() else { return true };
+    interfaces.any(|interface| {
+        let own = interface.address.as_ref();
+        let v4 = own.and_then(|own| own.as_sockaddr_in()).map(|own| IpAddr::V4(own.ip()));
+        let v6 = own.and_then(|own| own.as_sockaddr_in6()).map(|own| IpAddr::V6(own.ip()));
+        v4.or(v6) == Some(address)
+    })
 }
 
 /// The system's resolver, without the addresses that may not be connected to.
@@ -103,6 +121,19 @@ mod tests {
         for address in ["10.0.0.1", "192.0.2.1", "[2001:db8::1]", "tools.example"] {
             assert!(Reachable::OtherHosts.allows_host(address), "{address}");
         }
+    }
+
+    #[test]
+    fn an_interface_of_this_pod_is_not_elsewhere() {
+        for interface in nix::ifaddrs::getifaddrs().unwrap() {
+            let Some(own) = interface.address.as_ref().and_then(|own| own.as_sockaddr_in()) else {
+                continue;
+            };
+            assert!(!Reachable::OtherHosts.is_elsewhere(own.ip().into()), "{own}");
+            assert!(is_own(own.ip().into()), "{own}");
+        }
+        assert!(Reachable::OtherHosts.is_elsewhere("192.0.2.1".parse().unwrap()));
+        assert!(Reachable::Everything.is_elsewhere("127.0.0.1".parse().unwrap()));
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use aegis_core::{
     decision::{Reason, Verdict},
     policy::Scope,
 };
-use aegis_kernel::{Context, Judged, Kernel, Permit, Principal, Refusal};
+use aegis_kernel::{Context, Judged, Kernel, Permit, Principal, Refusal, Shown};
 use aegis_protocol::{
     json::Limits as JsonLimits,
     jsonrpc::Id,
@@ -106,6 +106,8 @@ pub struct Caller {
     pub principal: Principal,
     /// The protocol's session.
     pub session: Option<String>,
+    /// The grant of an approval that came with the message.
+    pub grant: Option<Arc<Shown>>,
 }
 
 /// How far a message is.
@@ -474,6 +476,8 @@ impl Route {
         let started = Instant::now();
         let mut context = self.context(caller);
         context.trace = trace.filter(|trace| trace.len() <= 55);
+        // It speaks for the message that it came with, and for no question of the server's.
+        context.grant = caller.grant.as_deref();
         let decided = self.kernel().decide_or_return(context, message).await;
         self.shared.metrics.decision_seconds.observe(started.elapsed().as_secs_f64());
         match &decided {

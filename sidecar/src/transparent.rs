@@ -8,10 +8,12 @@
 //! to ask comes in without an SVID.
 //!
 //! What is MCP ([`sort`]) takes the walk of every MCP message; other HTTP is decided request by
-//! request ([`plain`]). Whatever cannot be looked into, such as TLS of the application's
-//! own or another protocol, ends here and is recorded.
+//! request ([`plain`]). TLS of the application's own goes out to hosts that a policy names for it
+//! ([`tls`]). Whatever else cannot be looked into ends here and is recorded.
 
 mod awaited;
+mod health;
+mod hello;
 mod inbound;
 mod original;
 mod outbound;
@@ -19,6 +21,7 @@ mod plain;
 mod routes;
 mod sort;
 mod spoken;
+mod tls;
 
 use std::{
     collections::BTreeSet,
@@ -47,6 +50,7 @@ use crate::{
     attest::Attested,
     direct::{MESH_PROTOCOL, Mesh},
     inbound::{Body, boxed},
+    names::Names,
     respond,
 };
 
@@ -75,14 +79,25 @@ pub struct Ports {
     pub own: BTreeSet<u16>,
 }
 
+impl Ports {
+    /// Whether the kubelet asks for health by gRPC at this port.
+    fn probes_grpc(&self, port: u16) -> bool {
+        self.probes.iter().any(|probe| probe.port == port && probe.grpc.is_some())
+    }
+}
+
 /// One thing that the kubelet asks the application: it has no SVID.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Probe {
     /// The port.
     pub port: u16,
-    /// For HTTP, the path with its query. None for TCP, where connecting is all.
+    /// For HTTP, the path with its query. Without this and the next it is TCP, where connecting is
+    /// all.
     #[serde(default)]
     pub path: Option<String>,
+    /// For gRPC, the service whose health is asked for.
+    #[serde(default)]
+    pub grpc: Option<String>,
 }
 
 /// Whose pod it is, and how it proves that.
@@ -101,6 +116,7 @@ pub struct Transparent {
     own: Own,
     ports: Ports,
     destination: Destination,
+    names: Names,
     server: Arc<ServerConfig>,
     upstreams: ArcSwap<Vec<Arc<Route>>>,
     routes: Routes,
@@ -157,18 +173,28 @@ impl Transparent {
         let rule = PeerRule::agents_of(domain.clone());
         let mut server = server_config(&own.source, own.revocations.clone(), rule.clone())?;
         server.alpn_protocols = vec![MESH_PROTOCOL.to_vec()];
-        let anybody = mesh(&own, rule)?;
+        let anybody = mesh(&own, rule, None)?;
         Ok(Self {
             shared,
             own,
             ports,
             destination,
+            names: Arc::new(|_| {
+                Box::pin(async { Err(io::Error::other("nobody is asked for names")) })
+            }),
             server: Arc::new(server),
             upstreams: ArcSwap::default(),
             routes: Routes::default(),
             peers: Peers::new(anybody),
             singly: Singly::new(),
         })
+    }
+
+    /// Asks for the addresses of names there. Until then they lead nowhere.
+    #[must_use]
+    pub fn with_names(mut self, names: Names) -> Self {
+        self.names = names;
+        self
     }
 
     /// What all routes share.
@@ -241,14 +267,15 @@ fn answer(reason: Reason) -> Response<Body> {
     boxed(respond::http(respond::plain(respond::status_of(reason), reason)))
 }
 
-/// How other sidecars are reached that `rule` accepts.
-fn mesh(own: &Own, rule: PeerRule) -> Result<Arc<Mesh>, TlsError> {
+/// How other sidecars are reached that `rule` accepts: those of `audience`, if it is one agent.
+fn mesh(own: &Own, rule: PeerRule, audience: Option<AgentId>) -> Result<Arc<Mesh>, TlsError> {
     let mut config: ClientConfig = client_config(&own.source, own.revocations.clone(), rule)?;
     config.alpn_protocols = vec![MESH_PROTOCOL.to_vec()];
     Ok(Arc::new(Mesh {
         config: Arc::new(config),
         revocations: own.revocations.clone(),
         source: Arc::clone(&own.source),
+        audience,
     }))
 }
 

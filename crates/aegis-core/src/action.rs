@@ -32,6 +32,8 @@ pub enum ActionKind {
     AgentMessage,
     /// An HTTP request that is neither MCP nor A2A.
     HttpRequest,
+    /// Opening a connection that cannot be looked into.
+    Connect,
     /// Reading a file.
     FileRead,
     /// Writing, moving or deleting a file.
@@ -50,6 +52,8 @@ pub enum Protocol {
     A2a,
     /// Plain HTTP.
     Http,
+    /// TLS that an application speaks by itself. Only a policy that names it allows any.
+    Tls,
     /// The kernel API: a function call inside the agent's process.
     Kernel,
     /// An editor or a coding agent's hook.
@@ -93,6 +97,7 @@ impl ActionKind {
             Self::ServerRequest => "answer",
             Self::AgentMessage => "message",
             Self::HttpRequest => "request",
+            Self::Connect => "connect",
             Self::FileWrite => "write",
             Self::ShellExec => "execute",
         }
@@ -120,6 +125,7 @@ impl ActionKind {
             Self::ServerRequest => "server_request",
             Self::AgentMessage => "agent_message",
             Self::HttpRequest => "http_request",
+            Self::Connect => "connect",
             Self::FileRead => "file_read",
             Self::FileWrite => "file_write",
             Self::ShellExec => "shell_exec",
@@ -128,6 +134,12 @@ impl ActionKind {
 }
 
 impl Protocol {
+    /// Whether nobody can look into what is said: a policy has to name it to allow it.
+    #[must_use]
+    pub const fn is_opaque(self) -> bool {
+        matches!(self, Self::Tls)
+    }
+
     /// The stable name, as in the policy input.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -135,6 +147,7 @@ impl Protocol {
             Self::Mcp => "mcp",
             Self::A2a => "a2a",
             Self::Http => "http",
+            Self::Tls => "tls",
             Self::Kernel => "kernel",
             Self::Ide => "ide",
         }

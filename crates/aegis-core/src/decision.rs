@@ -167,11 +167,13 @@ reasons! {
     PolicyAllowed "policy_allowed" "A policy allows it.";
     SessionAllowed "session_allowed" "It only prepares calls, each of which is decided by itself.";
     Approved "approved" "A human approved this very action.";
+    Granted "granted" "A human approved this very action where it was called from, as its grant shows.";
     ApprovalByPolicy "approval_by_policy" "A policy asks for a human's approval.";
     ApprovalByTier "approval_by_tier" "Its risk, or the trust in the agent, asks for a human's approval.";
     ApprovalDenied "approval_denied" "A human refused it.";
     ApprovalExpired "approval_expired" "Nobody approved it in time.";
     ApprovalPending "approval_pending" "It still waits for a human's approval.";
+    GrantRefused "grant_refused" "The grant of an approval that came with it does not hold for it.";
     PolicyDenied "policy_denied" "A policy forbids it.";
     NoPolicyAllows "no_policy_allows" "No policy allows it.";
     CapabilityMissing "capability_missing" "The agent's identity does not hold the capability for it.";

@@ -14,6 +14,7 @@ pub mod cost;
 pub mod decision;
 pub mod delegation;
 pub mod digest;
+pub mod grant;
 pub mod identity;
 pub mod input;
 pub mod intent;

@@ -86,7 +86,8 @@ pub enum Mode {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ActionMatch {
-    /// `mcp`, `a2a`, `http`, `kernel`, `ide`.
+    /// `mcp`, `a2a`, `http`, `tls`, `kernel`, `ide`. What cannot be looked into, which is `tls`, is
+    /// allowed by policies alone that list it here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub protocols: Vec<crate::action::Protocol>,

@@ -166,7 +166,7 @@ fn base(action: &Action) -> u16 {
         | ActionKind::Subscription => 100,
         ActionKind::ToolCall if reads() => 150,
         ActionKind::ToolCall | ActionKind::AgentMessage | ActionKind::HttpRequest => 300,
-        ActionKind::FileWrite | ActionKind::ServerRequest => 400,
+        ActionKind::FileWrite | ActionKind::ServerRequest | ActionKind::Connect => 400,
         ActionKind::ShellExec => 700,
     }
 }

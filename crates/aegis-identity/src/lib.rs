@@ -6,6 +6,7 @@
 
 pub mod bundle;
 pub mod clock;
+pub mod grant;
 pub mod jwt;
 pub mod revocation;
 pub mod source;
@@ -15,9 +16,10 @@ pub mod verify;
 
 pub use bundle::{Bundle, BundleError};
 pub use clock::{Clock, system_clock};
+pub use grant::{GrantSignError, VerifiedGrant, sign_grant, verify_grant};
 pub use jwt::{JwtClaims, JwtError, JwtKey, JwtSigner, JwtSvid};
 pub use revocation::Revocations;
-pub use source::{Fetched, SvidFetcher, SvidSource};
+pub use source::{Fetched, Identity, SvidFetcher, SvidSource};
 pub use svid::{Serial, SvidError, X509Svid};
 pub use tls::{PeerRule, TlsError};
 pub use verify::{PeerIdentity, VerifyError, verify_chain};

@@ -25,7 +25,8 @@ use rustls::{
 use tokio::sync::watch;
 
 use crate::{
-    Bundle, Clock, PeerIdentity, Revocations, SvidSource, VerifyError, verify::Leaf, verify_chain,
+    Bundle, Clock, Identity, PeerIdentity, Revocations, SvidSource, VerifyError, verify::Leaf,
+    verify_chain,
 };
 
 /// Which peers an endpoint talks to.
@@ -276,6 +277,24 @@ impl ResolvesClientCert for Presented {
     }
 }
 
+/// Presents one SVID.
+#[derive(Debug)]
+struct Fixed(Arc<CertifiedKey>);
+
+impl ResolvesClientCert for Fixed {
+    fn resolve(
+        &self,
+        _root_hint_subjects: &[&[u8]],
+        _schemes: &[SignatureScheme],
+    ) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
 fn peer_verifier(
     source: &Arc<SvidSource>,
     revocations: watch::Receiver<Arc<Revocations>>,
@@ -343,6 +362,15 @@ pub fn client_config(
         .with_client_cert_resolver(Arc::new(Presented(Arc::clone(source))));
     as_spiffe_client(&mut config);
     Ok(config)
+}
+
+/// The same client, showing this very SVID and not the next: what is signed for a connection has to be
+/// signed by the SVID that the connection shows.
+#[must_use]
+pub fn presenting(config: &ClientConfig, identity: &Identity) -> ClientConfig {
+    let mut config = config.clone();
+    config.client_auth_cert_resolver = Arc::new(Fixed(Arc::clone(&identity.certified)));
+    config
 }
 
 /// A client that shows nothing and talks only to servers that the rule accepts: for who has no SVID

@@ -162,6 +162,11 @@ impl Leaf {
     }
 }
 
+/// The public key of a certificate, as its subject public key's bytes.
+pub(crate) fn public_key(der: &CertificateDer<'_>) -> Result<Vec<u8>, VerifyError> {
+    Ok(parse(der)?.public_key().subject_public_key.data.to_vec())
+}
+
 fn spiffe_id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, VerifyError> {
     let names = certificate.subject_alternative_name().map_err(malformed)?;
     let uris: Vec<&str> = names

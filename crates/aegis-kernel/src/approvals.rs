@@ -10,8 +10,11 @@ use aegis_audit::entry::{Entry, Kind};
 use aegis_core::{
     AgentId, Digest, Timestamp,
     approval::{Approval, ApprovalError, ApprovalRequest, ApprovalState, Vote},
+    grant::Approver,
 };
 use serde_json::{Map, Value, json};
+
+use crate::permit::Approved;
 
 /// What a person is shown when asked.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -158,7 +161,8 @@ impl ApprovalBook {
         }
     }
 
-    /// Uses an approval up. Exactly one caller succeeds; it must record the use before it acts.
+    /// Uses an approval up, and tells who gave it. Exactly one caller succeeds; it must record the use
+    /// before it acts.
     ///
     /// # Errors
     /// As [`Approval::consume`].
@@ -168,11 +172,15 @@ impl ApprovalBook {
         action: Digest,
         policies: Digest,
         now: Timestamp,
-    ) -> Result<(), ApprovalError> {
-        match self.cases.get_mut(id) {
-            Some(case) => case.approval.consume(action, policies, now),
-            None => Err(ApprovalError::NotApproved { id: id.into(), state: "unknown" }),
-        }
+    ) -> Result<Approved, ApprovalError> {
+        let Some(case) = self.cases.get_mut(id) else {
+            return Err(ApprovalError::NotApproved { id: id.into(), state: "unknown" });
+        };
+        case.approval.consume(action, policies, now)?;
+        let gave = case.approval.votes.iter().filter(|vote| vote.approve);
+        let approvers =
+            gave.map(|vote| Approver { name: vote.approver.clone(), factor: vote.factor });
+        Ok(Approved { approval: id.into(), approvers: approvers.collect() })
     }
 
     /// Removes cases that ended before `before`; the ledger keeps them.

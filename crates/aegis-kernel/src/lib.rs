@@ -9,6 +9,7 @@
 
 pub mod approvals;
 pub mod explain;
+mod grants;
 mod history;
 mod judge;
 mod permit;
@@ -40,14 +41,15 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 pub use judge::Judgement;
-pub use permit::{Permit, Receipt, Record};
+pub use permit::{Approved, Permit, Receipt, Record};
 pub use principal::{Principal, Registration, Registry};
 pub use record::Ending;
-pub use request::{Context, Judged, Provenance, Refusal, Request};
+pub use request::{Context, Judged, Provenance, Refusal, Request, Shown};
 pub use state::{State, Thresholding};
 
 use crate::{
     approvals::{ApprovalBook, Case, Question},
+    grants::Settled,
     trust_book::TrustBook,
 };
 
@@ -85,6 +87,7 @@ pub struct Kernel {
     state: arc_swap::ArcSwap<State>,
     trust: Arc<Mutex<TrustBook>>,
     approvals: Mutex<ApprovalBook>,
+    grants: Mutex<grants::Used>,
     changed: watch::Sender<u64>,
     recent: judge::RecentActions,
     clock: Clock,
@@ -166,6 +169,7 @@ impl Kernel {
             state: arc_swap::ArcSwap::from_pointee(state),
             trust,
             approvals: Mutex::new(approvals),
+            grants: Mutex::new(grants::Used::since(clock())),
             changed: watch::Sender::new(0),
             recent: judge::RecentActions::default(),
             clock,
@@ -329,13 +333,14 @@ impl Kernel {
         let now = self.now();
         self.recent.note(&request.context.principal.id, now);
         let mut judgement = judge::judge(self, request, now, judge::Purpose::Act);
-        let mut approval = None;
+        let mut settled = Settled::default();
         if judgement.decision.verdict == Verdict::RequireApproval {
             match self.settle_approval(request, &mut judgement, now).await {
-                Ok(id) => approval = id,
+                Ok(how) => settled = how,
                 Err(error) => return Err(self.unrecorded(judgement.decision, &error)),
             }
         }
+        let Settled { approval, approved, grant } = settled;
         if judgement.decision.verdict == Verdict::Allow && !judgement.take_rates(self, request, now)
         {
             judgement.deny(Reason::RateLimited);
@@ -344,6 +349,7 @@ impl Kernel {
         let decision_id = uuid::Uuid::now_v7().to_string();
         let mut draft = record::decision(request, &decision, &decision_id, now);
         draft.approval.clone_from(&approval);
+        draft.detail.extend(grant.map(|grant| ("grant".to_owned(), grant)));
         let recorded = match self.record_decision(draft, decision.verdict).await {
             Ok(recorded) => Record::from(recorded),
             Err(error) => {
@@ -358,6 +364,7 @@ impl Kernel {
         Ok(Receipt {
             decision_id,
             record: recorded,
+            approved: approved.map(Arc::new),
             principal: request.context.principal.id.clone(),
             sponsor: request.context.principal.sponsor.clone(),
             action: record::action_members(request.action, &decision.action.to_string()),
@@ -443,15 +450,18 @@ impl Kernel {
         self.record_refusal(draft).await
     }
 
-    /// Uses an approval that the action holds, or opens one, or finds the one that is open.
-    /// Returns the approval's id; the judgement says whether it permits. None is opened where the
-    /// agent waits for too many already.
+    /// Takes the grant that came with the action, uses an approval that the action holds, or opens
+    /// one, or finds the one that is open. The judgement says whether it permits. None is opened where
+    /// the agent waits for too many already.
     async fn settle_approval(
         &self,
         request: &Request<'_>,
         judgement: &mut Judgement,
         now: Timestamp,
-    ) -> Result<Option<String>, AppendError> {
+    ) -> Result<Settled, AppendError> {
+        if let Some(settled) = self.settle_by_grant(request, judgement, now) {
+            return Ok(settled);
+        }
         let (action, policies) = (judgement.decision.action, judgement.policies);
         let found = {
             let mut book = self.approvals.lock();
@@ -460,14 +470,15 @@ impl Kernel {
             match found {
                 Some((id, ApprovalState::Approved)) => {
                     // Marked under the lock, so one caller wins; durable before it permits.
-                    book.consume(&id, action, policies, now).is_ok().then_some((id, true))
+                    let used = book.consume(&id, action, policies, now).ok();
+                    used.map(|used| (id, Some(used)))
                 }
-                Some((id, _)) => Some((id, false)),
+                Some((id, _)) => Some((id, None)),
                 None => None,
             }
         };
         match found {
-            Some((id, true)) => {
+            Some((id, Some(used))) => {
                 let mut draft = record::of_principal(
                     Kind::ApprovalConsumed,
                     now,
@@ -479,14 +490,14 @@ impl Kernel {
                 self.journal.append(draft).await?.await?;
                 self.announce_change();
                 judgement.allow(Reason::Approved);
-                Ok(Some(id))
+                Ok(Settled { approved: Some(used), ..Settled::waiting(id) })
             }
-            Some((id, false)) => Ok(Some(id)),
+            Some((id, None)) => Ok(Settled::waiting(id)),
             None if !self.approvals.lock().make_room(&request.context.principal.id, now) => {
                 judgement.deny(Reason::Overloaded);
-                Ok(None)
+                Ok(Settled::default())
             }
-            None => self.open_approval(request, judgement, now).await.map(Some),
+            None => self.open_approval(request, judgement, now).await.map(Settled::waiting),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use aegis_audit::journal::{Committed, Recorded, Ticket};
-use aegis_core::{AgentId, Sponsor, decision::Decision};
+use aegis_core::{AgentId, Sponsor, decision::Decision, grant::Approver};
 use serde_json::{Map, Value};
 
 /// How far the record of a decision is.
@@ -17,6 +17,15 @@ pub enum Record {
     Buffered,
 }
 
+/// An approval that was used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Approved {
+    /// Its id.
+    pub approval: String,
+    /// Who gave it.
+    pub approvers: Vec<Approver>,
+}
+
 /// What the outcome of a permitted action is recorded with.
 #[derive(Debug)]
 pub struct Receipt {
@@ -26,6 +35,8 @@ pub struct Receipt {
     pub decision: Arc<Decision>,
     /// How far its record is.
     pub record: Record,
+    /// The approval of this decision domain that was used for it.
+    pub approved: Option<Arc<Approved>>,
     pub(crate) principal: AgentId,
     pub(crate) sponsor: Option<Sponsor>,
     pub(crate) action: Map<String, Value>,

@@ -30,6 +30,8 @@ pub struct Ending {
     pub status: Option<i64>,
     /// Bytes that went to the caller.
     pub bytes: u64,
+    /// Bytes that came from the caller once it was decided, where there are any: of a connection.
+    pub sent: u64,
     /// Events that went to the caller.
     pub events: u64,
     /// How long it took from the decision. Microseconds.
@@ -175,6 +177,7 @@ pub(crate) fn outcome(receipt: &Receipt, ending: &Ending, now: Timestamp) -> Dra
     }
     for (name, value) in [
         ("bytes", ending.bytes),
+        ("sent", ending.sent),
         ("events", ending.events),
         ("micros", ending.micros),
         ("redactions", ending.redactions),

@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use aegis_core::{AgentId, action::Action, decision::Decision, policy::Scope, trust::TrustScore};
+use aegis_core::{
+    AgentId, action::Action, decision::Decision, grant::GrantError, policy::Scope,
+    trust::TrustScore,
+};
+use aegis_identity::VerifiedGrant;
 use aegis_protocol::{a2a::ClientRequest, mcp::ClientMessage};
 
 use crate::principal::Principal;
@@ -24,7 +28,12 @@ pub struct Context<'a> {
     pub trace: Option<&'a str>,
     /// For a server's request to its client: the decision within which it came.
     pub within: Option<&'a str>,
+    /// The grant of an approval that came with it. It is looked at where an approval is asked for.
+    pub grant: Option<&'a Shown>,
 }
+
+/// A grant as it was shown: verified, or why it is none.
+pub type Shown = Result<VerifiedGrant, GrantError>;
 
 /// One question to the kernel.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +80,7 @@ impl<'a> Context<'a> {
             provenance: None,
             trace: None,
             within: None,
+            grant: None,
         }
     }
 

@@ -137,6 +137,8 @@ impl Evaluator {
                 enforced.selected(side);
             }
             audited.selected(side);
+            // An allow in general is about what can be looked into.
+            let permits = !input.action.protocol.is_opaque() || policy.names_opaque;
             let first = findings.len();
             for unit in &policy.units {
                 if let Err(error) = self.unit(&set, policy, unit, input, look, &mut findings) {
@@ -149,9 +151,9 @@ impl Evaluator {
                 if look == Look::Act && finding.rule.rate_limit.is_some() {
                     rate(finding);
                 }
-                audited.add(side, finding.effect);
+                audited.add(side, finding.effect, permits);
                 if enforces {
-                    enforced.add(side, finding.effect);
+                    enforced.add(side, finding.effect, permits);
                 }
             }
         }
@@ -170,7 +172,7 @@ impl Evaluator {
             let side = side(policy, input, other);
             combine.selected(side);
             if policy.may_allow {
-                combine.add(side, Effect::Allow);
+                combine.add(side, Effect::Allow, true);
             }
         }
         combine.effect() == Some(Effect::Allow)

@@ -61,6 +61,8 @@ pub(crate) struct LoadedPolicy {
     pub(crate) id: Arc<PolicyId>,
     pub(crate) mode: Mode,
     pub(crate) has_paths: bool,
+    /// Whether it lists a protocol that cannot be looked into.
+    pub(crate) names_opaque: bool,
     /// Whether it can allow anything.
     pub(crate) may_allow: bool,
     pub(crate) units: Vec<LoadedUnit>,
@@ -235,6 +237,7 @@ fn load_policy(
         id,
         mode: spec.mode,
         has_paths: !spec.matches.paths.is_empty(),
+        names_opaque: spec.matches.protocols.iter().any(|protocol| protocol.is_opaque()),
         may_allow: spec.rego.is_some() || spec.rules.iter().any(|rule| rule.effect != Effect::Deny),
         units,
         rules,

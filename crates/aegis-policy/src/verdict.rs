@@ -81,7 +81,8 @@ impl Combine {
         }
     }
 
-    pub(crate) fn add(&mut self, side: Side, effect: Effect) {
+    /// A rule of this side speaks. One that does not permit only denies and asks.
+    pub(crate) fn add(&mut self, side: Side, effect: Effect, permits: bool) {
         match effect {
             Effect::Deny => self.deny = true,
             Effect::RequireApproval => self.ask = true,
@@ -89,6 +90,7 @@ impl Combine {
         }
         // Who asks would allow once answered.
         if effect != Effect::Deny
+            && permits
             && let Some(slot) = self.allowed.get_mut(side.index())
         {
             *slot = true;
@@ -192,7 +194,7 @@ mod tests {
     fn combined(two_sided: bool, selected: &[Side], effects: &[(Side, Effect)]) -> Option<Effect> {
         let mut combine = Combine::new(two_sided);
         selected.iter().for_each(|side| combine.selected(*side));
-        effects.iter().for_each(|(side, effect)| combine.add(*side, *effect));
+        effects.iter().for_each(|(side, effect)| combine.add(*side, *effect, true));
         combine.effect()
     }
 
@@ -207,6 +209,22 @@ mod tests {
         assert_eq!(here(&[Allow]), Some(Allow));
         assert_eq!(here(&[Allow, RequireApproval]), Some(RequireApproval));
         assert_eq!(here(&[RequireApproval, Deny, Allow]), Some(Deny));
+    }
+
+    #[test]
+    fn what_does_not_permit_only_denies_and_asks() {
+        use Effect::{Allow, Deny, RequireApproval};
+        let said = |named: Option<Effect>, unnamed: Effect| {
+            let mut combine = Combine::new(false);
+            combine.add(Side::Agent, unnamed, false);
+            named.into_iter().for_each(|effect| combine.add(Side::Agent, effect, true));
+            combine.effect()
+        };
+        assert_eq!(said(None, Allow), None);
+        assert_eq!(said(None, RequireApproval), None);
+        assert_eq!(said(None, Deny), Some(Deny));
+        assert_eq!(said(Some(Allow), Allow), Some(Allow));
+        assert_eq!(said(Some(Allow), RequireApproval), Some(RequireApproval));
     }
 
     #[test]

@@ -26,9 +26,12 @@ pub struct Declared {
 pub struct Probe {
     /// The port.
     pub port: u16,
-    /// For HTTP: the path. For gRPC: the service's health check. None for TCP.
+    /// For HTTP: the path.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
+    /// For gRPC: the service whose health is asked for; the server's own is the empty one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grpc: Option<String>,
 }
 
 /// Reads what is declared; unknown annotations of Aegis are warned about.
@@ -112,11 +115,13 @@ fn asked(probe: &Value, container: &Value) -> Option<Probe> {
     };
     if let Some(http) = probe.get("httpGet") {
         let path = http.get("path").and_then(Value::as_str).filter(|path| !path.is_empty());
-        return Some(Probe { port: port(http)?, path: Some(path.unwrap_or("/").to_owned()) });
+        let path = Some(path.unwrap_or("/").to_owned());
+        return Some(Probe { port: port(http)?, path, grpc: None });
     }
     if let Some(grpc) = probe.get("grpc") {
-        let path = Some("/grpc.health.v1.Health/Check".to_owned());
-        return Some(Probe { port: port(grpc)?, path });
+        let service = grpc.get("service").and_then(Value::as_str).unwrap_or_default();
+        return Some(Probe { port: port(grpc)?, path: None, grpc: Some(service.to_owned()) });
     }
-    probe.get("tcpSocket").and_then(|tcp| Some(Probe { port: port(tcp)?, path: None }))
+    let tcp = probe.get("tcpSocket")?;
+    Some(Probe { port: port(tcp)?, path: None, grpc: None })
 }

@@ -97,7 +97,7 @@ impl Options {
     /// When something is no port, or no probe.
     pub fn ports(&self) -> anyhow::Result<Ports> {
         let probes: Vec<Probe> = serde_json::from_str(&self.probes)
-            .context("AEGIS_PROBES is not a list of {\"port\", \"path\"}")?;
+            .context("AEGIS_PROBES is not a list of {\"port\", \"path\", \"grpc\"}")?;
         Ok(Ports {
             mcp: numbers("AEGIS_MCP_PORTS", &self.mcp_ports)?,
             a2a: numbers("AEGIS_A2A_PORTS", &self.a2a_ports)?,

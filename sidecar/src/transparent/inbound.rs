@@ -7,11 +7,12 @@ use aegis_identity::tls::peer_identity;
 use aegis_mesh::PeerBound;
 use http::{Method, Request, Response};
 use hyper::body::{Body as _, Incoming};
+use rustls::pki_types::CertificateDer;
 use tokio::{net::TcpStream, sync::Semaphore};
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    Transparent, answer, attested, plain, server_name,
+    Transparent, answer, attested, health, plain, server_name,
     sort::{Sorted, Speaks, sort},
     spoken::{Spoken, spoken},
     told,
@@ -19,6 +20,7 @@ use super::{
 use crate::{
     attest::Attested,
     direct::{Direct, MESH_PROTOCOL},
+    grant,
     inbound::{Body, HEAD_BYTES, governed, serve_http},
 };
 
@@ -48,6 +50,12 @@ pub(super) async fn connection(caught: Arc<Transparent>, stream: TcpStream) {
         }
         // A probe of TCP: that somebody accepts is all it asks.
         Spoken::Closed => {}
+        Spoken::Http2 if caught.ports.probes_grpc(destination.port()) => {
+            let Ok(_turn) = UNPROVEN.try_acquire() else {
+                return drop(caught.refuse_stranger(Reason::Overloaded));
+            };
+            health::probe(caught, destination, stream).await;
+        }
         Spoken::Http2 | Spoken::Other => drop(caught.refuse_stranger(Reason::IdentityMissing)),
     }
 }
@@ -68,28 +76,31 @@ async fn peer(caught: Arc<Transparent>, destination: SocketAddr, stream: TcpStre
         return drop(caught.refuse_stranger(Reason::IdentityMissing));
     }
     let Ok(peer) = peer_identity(session.peer_certificates()) else { return };
-    let Some(caller) = attested(&peer) else {
+    let leaf = session.peer_certificates().and_then(<[_]>::first).cloned();
+    let (Some(caller), Some(leaf)) = (attested(&peer), leaf) else {
         return drop(caught.refuse_stranger(Reason::IdentityUnknown));
     };
+    let caller = Arc::new((caller, leaf));
     let revocations = caught.own.revocations.clone();
     let bound = PeerBound::new(stream, peer, revocations, caught.clock());
     let drain = caught.shared.drain.clone();
     let answer = move |request| {
-        let (caught, caller) = (Arc::clone(&caught), caller.clone());
+        let (caught, caller) = (Arc::clone(&caught), Arc::clone(&caller));
         async move { caught.inbound(destination, &caller, request).await }
     };
     serve_http(bound, HEAD_BYTES, drain, answer).await;
 }
 
 impl Transparent {
-    /// A request of another agent.
+    /// A request of another agent, whose connection has shown this leaf.
     async fn inbound(
         self: &Arc<Self>,
         destination: SocketAddr,
-        caller: &Attested,
+        (caller, leaf): &(Attested, CertificateDer<'static>),
         request: Request<Incoming>,
     ) -> Response<Body> {
         let agent = self.own.agent.clone();
+        let grant = grant::shown(request.headers(), leaf, &agent, (self.clock())());
         let refuse = |reason: Reason| async move {
             let told = told(destination, "http/1");
             let name = server_name(&caller.id, &self.own.agent);
@@ -111,11 +122,14 @@ impl Transparent {
         match sorted {
             Sorted::Mcp(request) => {
                 match self.route(&caller.id, &agent, destination, &direct, &request) {
-                    Ok(route) => governed(&route, caller, request).await,
+                    Ok(route) => governed(&route, caller, grant, request).await,
                     Err(reason) => refuse(reason).await,
                 }
             }
-            Sorted::Plain(request) => plain::exchange(self, caller, &agent, &direct, request).await,
+            Sorted::Plain(request) => {
+                let caller = (caller, grant.as_deref());
+                plain::exchange(self, caller, &agent, &direct, request).await
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use super::{
     server_name,
     sort::{Sorted, Speaks, sort},
     spoken::{Spoken, spoken},
-    told,
+    tls, told,
 };
 use crate::{
     Route,
@@ -48,6 +48,7 @@ pub(super) async fn connection(caught: Arc<Transparent>, stream: TcpStream) {
             };
             serve_http(stream, HEAD_BYTES, drain, answer).await;
         }
+        Spoken::Tls => tls::tunnel(&caught, destination, stream).await,
         Spoken::Closed => {}
         other => {
             if let Ok(own) = caught.own() {
@@ -86,15 +87,17 @@ impl Transparent {
             Err(reason) => return self.refuse_stranger(reason),
         };
         let response = match (sorted, &server) {
-            (Sorted::Mcp(request), Server::Upstream(route)) => governed(route, &own, request).await,
+            (Sorted::Mcp(request), Server::Upstream(route)) => {
+                governed(route, &own, None, request).await
+            }
             (Sorted::Mcp(request), Server::Agent(agent, direct)) => {
                 match self.route(&own.id, agent, destination, direct, &request) {
-                    Ok(route) => governed(&route, &own, request).await,
+                    Ok(route) => governed(&route, &own, None, request).await,
                     Err(reason) => return refuse(name, reason).await,
                 }
             }
             (Sorted::Plain(request), Server::Agent(agent, direct)) => {
-                plain::exchange(self, &own, agent, direct, request).await
+                plain::exchange(self, (&own, None), agent, direct, request).await
             }
             (Sorted::Plain(_), Server::Upstream(_)) => {
                 return refuse(name, Reason::ProtocolUnsupported).await;

@@ -14,18 +14,18 @@ use aegis_core::{
     decision::Reason,
     policy::Scope,
 };
-use aegis_kernel::{Context, Ending};
+use aegis_kernel::{Context, Ending, Shown};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
 
 use super::{MAX_BODY_BYTES, Transparent, answer, server_name};
 use crate::{
     attest::Attested,
     direct::Direct,
     forward::end_to_end,
+    grant::Told,
     inbound::{Body, boxed},
     relay, respond, route,
 };
@@ -37,10 +37,11 @@ const PROBE: Duration = Duration::from_secs(10);
 /// The longest path that is recorded as it is.
 const MAX_PATH_BYTES: usize = 2048;
 
-/// Decides on one request, forwards it if it may go, and releases its answer.
+/// Decides on one request of somebody, who may have shown a grant; forwards it if it may go, and
+/// releases its answer.
 pub(super) async fn exchange(
     caught: &Arc<Transparent>,
-    caller: &Attested,
+    (caller, grant): (&Attested, Option<&Shown>),
     agent: &AgentId,
     direct: &Direct,
     request: Request<Full<Bytes>>,
@@ -69,7 +70,8 @@ pub(super) async fn exchange(
         arguments: serde_json::Value::Null,
     };
     let namespace = agent.namespace().unwrap_or_default();
-    let context = Context::new(&principal, Scope::Mesh, namespace);
+    let mut context = Context::new(&principal, Scope::Mesh, namespace);
+    context.grant = grant;
     let count = |verdict: aegis_core::decision::Verdict, reason: Reason| {
         let labels = [server.as_str(), verdict.as_str(), reason.code()];
         caught.shared.metrics.decisions.with_label_values(&labels).inc();
@@ -86,7 +88,7 @@ pub(super) async fn exchange(
     count(permit.receipt().decision.verdict, permit.receipt().decision.reason);
     let (_, receipt) = permit.into_parts();
     let started = Instant::now();
-    let answered = whole(direct, request).await;
+    let answered = whole(direct, request, Told::of(&receipt).as_ref()).await;
     let (result, reason, status, bytes) = match &answered {
         Ok(response) => {
             let status = response.status();
@@ -97,7 +99,8 @@ pub(super) async fn exchange(
         Err(reason) => (Ended::Failure, Some(reason.code().to_owned()), None, 0),
     };
     let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let ending = Ending { result, reason, status, bytes, events: 0, micros, redactions: 0 };
+    let ending =
+        Ending { result, reason, status, bytes, sent: 0, events: 0, micros, redactions: 0 };
     if let Err(error) = kernel.conclude(&receipt, &ending).await {
         tracing::error!(%error, "an outcome could not be recorded");
     }
@@ -122,7 +125,7 @@ pub(super) async fn probe(
     request.headers_mut().insert(header::HOST, host.map_err(|_| Reason::MalformedMessage)?);
     request.headers_mut().insert(header::USER_AGENT, HeaderValue::from_static("kube-probe/aegis"));
     let direct = Direct::Plain(destination);
-    let answered = tokio::time::timeout(PROBE, send(&direct, request)).await;
+    let answered = tokio::time::timeout(PROBE, send(&direct, request, None)).await;
     let status = answered.map_err(|_| Reason::UpstreamTimeout)??.status();
     let mut response = Response::new(Full::new(Bytes::new()));
     *response.status_mut() = status;
@@ -130,9 +133,13 @@ pub(super) async fn probe(
 }
 
 /// The whole answer to a request.
-async fn whole(direct: &Direct, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, Reason> {
+async fn whole(
+    direct: &Direct,
+    request: Request<Full<Bytes>>,
+    told: Option<&Told>,
+) -> Result<Response<Bytes>, Reason> {
     let answering = async {
-        let (mut head, body) = send(direct, request).await?.into_parts();
+        let (mut head, body) = send(direct, request, told).await?.into_parts();
         let bytes = match Limited::new(body, MAX_BODY_BYTES).collect().await {
             Ok(collected) => collected.to_bytes(),
             Err(error) if error.is::<LengthLimitError>() => return Err(Reason::UpstreamTooLarge),
@@ -153,6 +160,7 @@ async fn whole(direct: &Direct, request: Request<Full<Bytes>>) -> Result<Respons
 async fn send(
     direct: &Direct,
     mut request: Request<Full<Bytes>>,
+    told: Option<&Told>,
 ) -> Result<Response<Incoming>, Reason> {
     let host: Option<HeaderValue> = request.headers().get(header::HOST).cloned();
     let headers: &mut HeaderMap = request.headers_mut();
@@ -160,17 +168,8 @@ async fn send(
     if let Some(host) = host {
         headers.insert(header::HOST, host);
     }
-    let unavailable = |error: &dyn std::error::Error| {
+    direct.send(request, told).await.map_err(|error| {
         tracing::info!(%error, "the application does not answer");
         Reason::UpstreamUnavailable
-    };
-    let (stream, _) = direct.connect().await.map_err(|error| unavailable(&error))?;
-    let connecting = hyper::client::conn::http1::handshake(TokioIo::new(stream));
-    let (mut sender, connection) = connecting.await.map_err(|error| unavailable(&error))?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection ended early");
-        }
-    });
-    sender.send_request(request).await.map_err(|error| unavailable(&error))
+    })
 }

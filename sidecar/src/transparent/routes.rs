@@ -146,8 +146,8 @@ impl Peers {
         })?;
         let peer = peer.ok_or(Reason::ServerUnknown)?;
         let rule = PeerRule::exactly(peer.id.clone());
-        let mesh = mesh(own, rule).map_err(|_| Reason::UpstreamUnverified)?;
         let agent = AgentId::try_from(peer.id).map_err(|_| Reason::ServerUnknown)?;
+        let mesh = mesh(own, rule, Some(agent.clone())).map_err(|_| Reason::UpstreamUnverified)?;
         let mut known = self.known.lock();
         if known.len() >= MAX_PEERS {
             known.retain(|_, met| now.saturating_duration_since(met.at) < BELIEVED);

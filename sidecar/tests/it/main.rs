@@ -9,7 +9,9 @@
 mod agents;
 mod approvals;
 mod asking;
+mod egress;
 mod forwarding;
+mod grants;
 mod kernel_api;
 mod ledger;
 mod limits;
@@ -17,6 +19,7 @@ mod listing;
 mod lists;
 mod mesh;
 mod oauth;
+mod probes;
 mod refusals;
 mod server_requests;
 mod stdio;

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -47,11 +47,11 @@ use crate::{
     world::{AGENT, PATIENCE, Plan, STANDARD, STRICTER, call, kernel},
 };
 
-const SERVER: &str = "spiffe://acme.example/ns/shop/sa/tools/agent/calc";
+pub(crate) const SERVER: &str = "spiffe://acme.example/ns/shop/sa/tools/agent/calc";
 /// An agent of the same name, of somebody else's.
-const NAMESAKE: &str = "spiffe://acme.example/ns/evil/sa/tools/agent/calc";
+pub(crate) const NAMESAKE: &str = "spiffe://acme.example/ns/evil/sa/tools/agent/calc";
 /// Nothing is forbidden.
-const LAX: &[&str] = &["rules: [{ name: all, effect: allow }]"];
+pub(crate) const LAX: &[&str] = &["rules: [{ name: all, effect: allow }]"];
 
 struct Nobody;
 
@@ -66,15 +66,15 @@ impl Attest for Nobody {
 }
 
 /// A CA of its own for each test.
-struct Authority {
-    manager: IdentityManager,
+pub(crate) struct Authority {
+    pub(crate) manager: IdentityManager,
     /// The pods' clock.
     clock: Clock,
     _folder: tempfile::TempDir,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::at(system_clock())
     }
 
@@ -99,7 +99,7 @@ impl Authority {
         Self { manager, clock, _folder: folder }
     }
 
-    async fn source(&self, id: &str) -> Arc<SvidSource> {
+    pub(crate) async fn source(&self, id: &str) -> Arc<SvidSource> {
         let sponsor = "ada@acme.example".parse().unwrap();
         let fetcher = Arc::new(self.manager.svids_of(id.parse().unwrap(), sponsor));
         let clock = Arc::clone(&self.clock);
@@ -108,14 +108,14 @@ impl Authority {
 }
 
 /// One pod: its sidecar, and where its redirect leads.
-struct Pod {
-    kernel: Arc<Kernel>,
+pub(crate) struct Pod {
+    pub(crate) kernel: Arc<Kernel>,
     source: Arc<SvidSource>,
-    caught: Arc<Transparent>,
-    outbound: SocketAddr,
-    inbound: SocketAddr,
+    pub(crate) caught: Arc<Transparent>,
+    pub(crate) outbound: SocketAddr,
+    pub(crate) inbound: SocketAddr,
     /// Where every connection was going.
-    destination: Arc<OnceLock<SocketAddr>>,
+    pub(crate) destination: Arc<OnceLock<SocketAddr>>,
     drain: CancellationToken,
     refusals: Arc<Refusals>,
     _ledger: tempfile::TempDir,
@@ -128,11 +128,22 @@ impl Drop for Pod {
 }
 
 impl Pod {
-    async fn start(
+    pub(crate) async fn start(
         authority: &Authority,
         id: &str,
         policies: &'static [&'static str],
         ports: Ports,
+    ) -> Self {
+        Self::start_reaching(authority, id, policies, ports, Reachable::Everything).await
+    }
+
+    /// One that may connect so far.
+    pub(crate) async fn start_reaching(
+        authority: &Authority,
+        id: &str,
+        policies: &'static [&'static str],
+        ports: Ports,
+        reachable: Reachable,
     ) -> Self {
         let ledger = tempfile::tempdir().unwrap();
         let kernel = kernel(ledger.path(), &Plan { policies, ..Plan::default() }).await;
@@ -142,7 +153,7 @@ impl Pod {
             attest: Arc::new(Nobody),
             refusals: Arc::clone(&refusals),
             metrics: Metrics::register(&prometheus::Registry::new()).unwrap(),
-            reachable: Reachable::Everything,
+            reachable,
             drain: drain.clone(),
         });
         let source = authority.source(id).await;
@@ -156,7 +167,15 @@ impl Pod {
         let going = Arc::new(move |_: &TcpStream| {
             going.get().copied().ok_or_else(|| io::Error::other("it was not redirected"))
         });
-        let caught = Arc::new(Transparent::new(shared, own, ports, going).unwrap());
+        let caught = Transparent::new(shared, own, ports, going).unwrap();
+        let caught = Arc::new(caught.with_names(Arc::new(|name| {
+            let found = if name.ends_with(".example.com") {
+                Ok(vec![Ipv4Addr::LOCALHOST.into()])
+            } else {
+                Err(io::Error::other("nobody has this name"))
+            };
+            Box::pin(async move { found })
+        })));
         let outbound = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let inbound = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addresses = (outbound.local_addr().unwrap(), inbound.local_addr().unwrap());
@@ -176,14 +195,14 @@ impl Pod {
         }
     }
 
-    async fn entries(&self) -> Vec<Entry> {
+    pub(crate) async fn entries(&self) -> Vec<Entry> {
         let filter = Filter { oldest_first: true, limit: Some(1_000), ..Filter::default() };
         let page = self.kernel.query(&filter).await.unwrap();
         page.entries.iter().map(|stored| stored.entry().unwrap()).collect()
     }
 
     /// Decisions on tools, as (agent, server, tool, reason).
-    async fn decisions(&self) -> Vec<(String, String, String, String)> {
+    pub(crate) async fn decisions(&self) -> Vec<(String, String, String, String)> {
         let text =
             |entry: &Entry, name: &str| entry.action_text(name).unwrap_or_default().to_owned();
         let all = self.entries().await;
@@ -199,7 +218,7 @@ impl Pod {
     }
 
     /// What strangers were refused for, once it is on record.
-    async fn strangers(&self) -> Vec<String> {
+    pub(crate) async fn strangers(&self) -> Vec<String> {
         self.refusals.flush(&self.kernel).await;
         let all = self.entries().await;
         let refusals = all.into_iter().filter(|entry| entry.kind == Kind::Refusals);
@@ -208,29 +227,32 @@ impl Pod {
 }
 
 /// A client's pod, a server's pod, and the server.
-struct Mesh {
-    authority: Authority,
-    client: Pod,
-    server: Pod,
-    upstream: Upstream,
+pub(crate) struct Mesh {
+    pub(crate) authority: Authority,
+    pub(crate) client: Pod,
+    pub(crate) server: Pod,
+    pub(crate) upstream: Upstream,
 }
 
 impl Mesh {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::with(STANDARD, STANDARD).await
     }
 
     /// With a server whose port is declared to speak MCP.
-    async fn with(of_client: &'static [&'static str], of_server: &'static [&'static str]) -> Self {
+    pub(crate) async fn with(
+        of_client: &'static [&'static str],
+        of_server: &'static [&'static str],
+    ) -> Self {
         Self::of(Authority::new(), SERVER, (of_client, of_server), true).await
     }
 
     /// With a server whose port is declared to speak nothing.
-    async fn undeclared(policies: &'static [&'static str]) -> Self {
+    pub(crate) async fn undeclared(policies: &'static [&'static str]) -> Self {
         Self::of(Authority::new(), SERVER, (policies, policies), false).await
     }
 
-    async fn of(
+    pub(crate) async fn of(
         authority: Authority,
         id: &str,
         (of_client, of_server): (&'static [&'static str], &'static [&'static str]),
@@ -238,8 +260,10 @@ impl Mesh {
     ) -> Self {
         let upstream = Upstream::start().await;
         let port = upstream.address.port();
-        let probes =
-            vec![Probe { port, path: Some("/healthz".into()) }, Probe { port, path: None }];
+        let probes = vec![
+            Probe { port, path: Some("/healthz".into()), grpc: None },
+            Probe { port, path: None, grpc: None },
+        ];
         let mcp = declared.then_some(port).into_iter().collect();
         let client = Pod::start(&authority, AGENT, of_client, Ports::default()).await;
         let ports = Ports { mcp, probes, ..Ports::default() };
@@ -250,16 +274,16 @@ impl Mesh {
     }
 
     /// What the client's application gets.
-    async fn ask(&self, request: Request<Full<Bytes>>) -> (StatusCode, Value) {
+    pub(crate) async fn ask(&self, request: Request<Full<Bytes>>) -> (StatusCode, Value) {
         exchange(TcpStream::connect(self.client.outbound).await.unwrap(), request).await
     }
 
-    async fn call(&self, tool: &str) -> (StatusCode, Value) {
+    pub(crate) async fn call(&self, tool: &str) -> (StatusCode, Value) {
         self.ask(post("/mcp", &call(1, tool).to_string())).await
     }
 }
 
-fn post(path: &str, body: &str) -> Request<Full<Bytes>> {
+pub(crate) fn post(path: &str, body: &str) -> Request<Full<Bytes>> {
     Request::builder()
         .method(Method::POST)
         .uri(path)
@@ -270,11 +294,11 @@ fn post(path: &str, body: &str) -> Request<Full<Bytes>> {
         .unwrap()
 }
 
-fn get(path: &str) -> Request<Full<Bytes>> {
+pub(crate) fn get(path: &str) -> Request<Full<Bytes>> {
     Request::get(path).header("host", "calc.shop:8080").body(Full::new(Bytes::new())).unwrap()
 }
 
-async fn exchange(
+pub(crate) async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     request: Request<Full<Bytes>>,
 ) -> (StatusCode, Value) {
@@ -287,7 +311,7 @@ async fn exchange(
     (head.status, serde_json::from_slice(&body).unwrap_or_default())
 }
 
-fn reason(answer: &Value) -> &str {
+pub(crate) fn reason(answer: &Value) -> &str {
     let found =
         [answer.pointer("/error/data/reason"), answer.pointer("/result/_meta/aegis.dev~1reason")];
     found.into_iter().flatten().find_map(Value::as_str).unwrap_or_default()
@@ -344,7 +368,7 @@ async fn whoever_has_no_svid_reaches_nothing() {
 }
 
 /// Connects to the server's sidecar with an SVID.
-async fn connect(
+pub(crate) async fn connect(
     mesh: &Mesh,
     source: &Arc<SvidSource>,
     protocols: &[&[u8]],

@@ -243,7 +243,7 @@ impl World {
 
     /// The agent in a session.
     pub(crate) fn caller(&self, session: &str) -> Caller {
-        Caller { principal: self.principal(), session: Some(session.into()) }
+        Caller { principal: self.principal(), session: Some(session.into()), grant: None }
     }
 
     /// Sends a request and gives the answer as it begins.

@@ -66,7 +66,7 @@ pub(super) async fn wrap(
     let server = registered(&route, &hello.command)?;
     let by = if server.is_some() { "daemon" } else { "wrapper" };
     let session = format!("stdio-{}", uuid::Uuid::now_v7());
-    let caller = Caller { principal, session: Some(session) };
+    let caller = Caller { principal, session: Some(session), grant: None };
     tokio::spawn(async move {
         match hyper::upgrade::on(request).await {
             Ok(upgraded) => match server {

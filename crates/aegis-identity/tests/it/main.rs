@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
+mod grant;
+#[cfg(test)]
 mod jwt;
 #[cfg(test)]
 mod tls;

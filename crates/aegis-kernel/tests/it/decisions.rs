@@ -195,6 +195,7 @@ async fn trust_is_the_same_fold_after_a_restart() {
             reason: None,
             status: None,
             bytes: 1,
+            sent: 0,
             events: 1,
             micros: 1,
             redactions: 0,
