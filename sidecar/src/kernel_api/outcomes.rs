@@ -134,6 +134,7 @@ impl Open {
             reason: None,
             status: None,
             bytes: 0,
+            sent: 0,
             events: 0,
             micros: u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX),
             redactions: 0,

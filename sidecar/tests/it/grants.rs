@@ -20,7 +20,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 
 use crate::{
-    mesh::{LAX, Mesh, NAMESAKE, Pod, SERVER, connect, get, post, reason},
+    mesh::{Authority, LAX, Mesh, NAMESAKE, Pod, SERVER, connect, get, post, reason},
     upstream::json as answer,
     world::{AGENT, PATIENCE, STANDARD, call, now},
 };
