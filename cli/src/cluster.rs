@@ -29,7 +29,7 @@ const PAGE: u32 = 500;
 /// Which cluster is asked, if one is.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "In a cluster")]
-pub(crate) struct Args {
+pub(crate) struct ClusterArgs {
     /// Ask the cluster of the kubeconfig, with your own rights there, instead of a daemon
     #[arg(long, global = true)]
     cluster: bool,
@@ -41,7 +41,7 @@ pub(crate) struct Args {
     namespace: String,
 }
 
-impl Args {
+impl ClusterArgs {
     /// The cluster that is asked; `None` where a daemon is.
     ///
     /// # Errors

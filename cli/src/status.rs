@@ -22,7 +22,7 @@ pub(crate) struct Args {
     #[arg(long, requires = "check")]
     coverage: bool,
     #[command(flatten)]
-    cluster: cluster::Args,
+    cluster: cluster::ClusterArgs,
 }
 
 pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {

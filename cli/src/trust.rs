@@ -18,7 +18,7 @@ pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,
     #[command(flatten)]
-    cluster: cluster::Args,
+    cluster: cluster::ClusterArgs,
 }
 
 #[derive(Debug, Subcommand)]
