@@ -20,7 +20,7 @@ from fractions import Fraction
 UNIT = 1_000_000                # one observation
 LIMIT = 1_000 * UNIT            # more evidence than this is scaled down, so that old conduct fades
 KINDS = {"tool_call", "resource_read", "subscription", "prompt_get", "completion", "server_request", "agent_message",
-         "http_request", "file_read", "file_write", "shell_exec"}  # what counts; list, session, task prepare only
+         "http_request", "connect", "file_read", "file_write", "shell_exec"}  # what counts; list, session, task prepare only
 AGAINST = {"policy_denied", "capability_missing", "approval_denied", "delegation_invalid", "header_mismatch"}
 DEFAULTS = {"tMin": 900, "tau": 650, "sensitiveAt": 700, "weights": {}, "alpha": 990, "rho": 900, "criticalScore": 300,
             "criticalConfidence": 950, "evidenceCap": 5000, "costLimitMicros": 300000, "fileLimit": 10,
