@@ -52,7 +52,12 @@ async fn the_kubelet_asks_by_grpc_what_was_declared() {
     assert_eq!(check("gone").await, Err(tonic::Code::NotFound), "the application does not know it");
     assert_eq!(check("").await, Err(tonic::Code::PermissionDenied), "nobody has declared it");
     let watched = HealthCheckRequest { service: "shop".into() };
-    assert!(connect().await.watch(watched).await.is_err(), "a probe only checks");
+    let seen = async {
+        // A refusal that is no gRPC message shows when the stream is read.
+        let mut stream = connect().await.watch(watched).await.ok()?.into_inner();
+        stream.message().await.ok().flatten()
+    };
+    assert_eq!(tokio::time::timeout(PATIENCE, seen).await.unwrap(), None, "a probe only checks");
     assert_eq!(pod.strangers().await, ["identity_missing"]);
 }
 
