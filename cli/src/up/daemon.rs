@@ -109,12 +109,7 @@ impl Daemon {
         if configuration.incomplete {
             return Err(nothing_to_keep("documents", configuration.problems));
         }
-        let admin = TcpListener::bind(args.admin).await.with_context(|| {
-            format!(
-                "cannot listen on {} for metrics and health; choose another with --admin",
-                args.admin
-            )
-        })?;
+        let admin = opening::bind_admin(args.admin).await?;
         let control = opening::bind_socket(&sockets.join("control.sock"), args.sockets.is_some())?;
         let doors = kernel::doors(args, &sockets).await?;
         let (book, observer) = trust_book();

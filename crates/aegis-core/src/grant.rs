@@ -144,7 +144,8 @@ mod tests {
     fn it_satisfies_what_it_shows_and_no_more() {
         let (one, two) = (("ada", Factor::Account), ("grace", Factor::Totp));
         let agent = ("spiffe://acme.example/ns/a/sa/b/agent/caller", Factor::Totp);
-        let cases: [(&[(&str, Factor)], u8, bool, bool); 8] = [
+        type Case<'a> = (&'a [(&'a str, Factor)], u8, bool, bool);
+        let cases: [Case<'_>; 8] = [
             (&[one], 1, false, true),
             (&[one], 0, false, true),
             (&[], 0, false, false),

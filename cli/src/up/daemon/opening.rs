@@ -143,6 +143,15 @@ pub(super) fn private_folder(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Listens for metrics and health.
+pub(super) async fn bind_admin(
+    address: std::net::SocketAddr,
+) -> anyhow::Result<tokio::net::TcpListener> {
+    tokio::net::TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address} for metrics and health; choose another with --admin")
+    })
+}
+
 /// Binds the control socket, or that of the kernel API; one that answers belongs to another daemon.
 ///
 /// A `shared` one can be connected to by everybody who can enter its folder: wrappers and functions of

@@ -98,7 +98,7 @@ fn another_form_is_none() {
         assert_eq!(verify(&token, &svid), Err(GrantError::Malformed), "{payload}");
     }
     let good = token(&svid, &header().to_string(), &whole);
-    for text in ["", "a.b", "..", &good[..good.len() - 90], &"x".repeat(10_000)] {
+    for text in ["", "a.b", "..", good.get(..good.len() - 90).unwrap(), &"x".repeat(10_000)] {
         assert!(verify(text, &svid).is_err(), "{text}");
     }
 }

@@ -100,9 +100,8 @@ fn by_rpc(
     if let Ok(Some(version)) = told {
         form.version = version;
     }
-    let RawMessage { bytes, message } = RawMessage::parse(body, limits).map_err(|error| {
+    let RawMessage { bytes, message } = RawMessage::parse(body, limits).inspect_err(|error| {
         form.id = error.id().cloned();
-        error
     })?;
     let Message::Request { id, method, params } = message else {
         return Err(ProtocolError::NotRequest);

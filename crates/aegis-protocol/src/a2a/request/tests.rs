@@ -68,6 +68,52 @@ fn same(requests: &[ClientRequest]) {
     }
 }
 
+/// The message as 0.3 writes it.
+fn message_of_0_3() -> Value {
+    json!({
+        "message": {
+            "kind": "message", "messageId": "m-3", "taskId": "t", "contextId": "c", "role": "user",
+            "parts": [
+                { "kind": "text", "text": "Book it", "metadata": { "x": 1 } },
+                { "kind": "file", "file": { "uri": "https://e.example/f", "mimeType": "text/plain", "name": "f" } },
+                { "kind": "file", "file": { "bytes": "aGk=" } },
+                { "kind": "data", "data": { "n": [1, { "data": 2 }] } },
+            ],
+        },
+        "configuration": {
+            "acceptedOutputModes": ["text/plain"], "historyLength": 3, "blocking": false,
+            "pushNotificationConfig": {
+                "id": "p", "url": "https://h.example/", "token": "secret",
+                "authentication": { "schemes": ["Bearer"], "credentials": "more" },
+            },
+        },
+        "metadata": { "k": "v" },
+    })
+}
+
+/// The message as 0.3's proto writes it.
+fn message_of_0_3_proto() -> Value {
+    json!({
+        "request": {
+            "message_id": "m-4", "task_id": "t", "context_id": "c", "role": "ROLE_USER",
+            "content": [
+                { "text": "Book it", "metadata": { "x": 1 } },
+                { "file": { "file_with_uri": "https://e.example/f", "mime_type": "text/plain", "name": "f" } },
+                { "file": { "file_with_bytes": "aGk=" } },
+                { "data": { "data": { "n": [1, { "data": 2 }] } } },
+            ],
+        },
+        "configuration": {
+            "accepted_output_modes": ["text/plain"], "history_length": 3, "blocking": false,
+            "push_notification": {
+                "id": "p", "url": "https://h.example/", "token": "secret",
+                "authentication": { "schemes": ["Bearer"], "credentials": "more" },
+            },
+        },
+        "metadata": { "k": "v" },
+    })
+}
+
 #[test]
 fn the_same_message_is_the_same_action_in_every_binding_and_version() {
     let message = json!({
@@ -97,44 +143,7 @@ fn the_same_message_is_the_same_action_in_every_binding_and_version() {
     snake["configuration"]["historyLength"] = "3".into();
     snake["message"]["role"] = 1.into();
     snake["tenant"] = "".into();
-    let legacy = json!({
-        "message": {
-            "kind": "message", "messageId": "m-3", "taskId": "t", "contextId": "c", "role": "user",
-            "parts": [
-                { "kind": "text", "text": "Book it", "metadata": { "x": 1 } },
-                { "kind": "file", "file": { "uri": "https://e.example/f", "mimeType": "text/plain", "name": "f" } },
-                { "kind": "file", "file": { "bytes": "aGk=" } },
-                { "kind": "data", "data": { "n": [1, { "data": 2 }] } },
-            ],
-        },
-        "configuration": {
-            "acceptedOutputModes": ["text/plain"], "historyLength": 3, "blocking": false,
-            "pushNotificationConfig": {
-                "id": "p", "url": "https://h.example/", "token": "secret",
-                "authentication": { "schemes": ["Bearer"], "credentials": "more" },
-            },
-        },
-        "metadata": { "k": "v" },
-    });
-    let proto = json!({
-        "request": {
-            "message_id": "m-4", "task_id": "t", "context_id": "c", "role": "ROLE_USER",
-            "content": [
-                { "text": "Book it", "metadata": { "x": 1 } },
-                { "file": { "file_with_uri": "https://e.example/f", "mime_type": "text/plain", "name": "f" } },
-                { "file": { "file_with_bytes": "aGk=" } },
-                { "data": { "data": { "n": [1, { "data": 2 }] } } },
-            ],
-        },
-        "configuration": {
-            "accepted_output_modes": ["text/plain"], "history_length": 3, "blocking": false,
-            "push_notification": {
-                "id": "p", "url": "https://h.example/", "token": "secret",
-                "authentication": { "schemes": ["Bearer"], "credentials": "more" },
-            },
-        },
-        "metadata": { "k": "v" },
-    });
+    let (legacy, proto) = (message_of_0_3(), message_of_0_3_proto());
     let requests = [
         rpc_1("SendMessage", current.clone()),
         rpc_1("SendMessage", snake),
@@ -160,7 +169,7 @@ fn the_same_message_is_the_same_action_in_every_binding_and_version() {
 
 #[test]
 fn the_same_request_about_a_task_is_the_same_action_everywhere() {
-    let (get, post, delete) = (Method::GET, Method::POST, Method::DELETE);
+    let (get, post) = (Method::GET, Method::POST);
     same(&[
         rpc_1("GetTask", json!({ "id": "t", "historyLength": 2 })),
         rest_1(get.clone(), "/tasks/t?historyLength=2", ""),
@@ -177,7 +186,7 @@ fn the_same_request_about_a_task_is_the_same_action_everywhere() {
     ]);
     same(&[
         rpc_1("SubscribeToTask", json!({ "id": "t" })),
-        rest_1(post.clone(), "/tasks/t:subscribe", ""),
+        rest_1(post, "/tasks/t:subscribe", ""),
         rest_1(get.clone(), "/tasks/t:subscribe", ""),
         rpc_3("tasks/resubscribe", json!({ "id": "t" })),
     ]);
@@ -189,8 +198,13 @@ fn the_same_request_about_a_task_is_the_same_action_everywhere() {
         rpc_1("GetExtendedAgentCard", json!({})),
         rest_1(get.clone(), "/extendedAgentCard", ""),
         rpc_3("agent/getAuthenticatedExtendedCard", json!({})),
-        rest_3(get.clone(), "/v1/card", ""),
+        rest_3(get, "/v1/card", ""),
     ]);
+}
+
+#[test]
+fn the_same_request_about_a_webhook_is_the_same_action_everywhere() {
+    let (get, post, delete) = (Method::GET, Method::POST, Method::DELETE);
     let configs = "pushNotificationConfigs";
     same(&[
         rpc_1(
