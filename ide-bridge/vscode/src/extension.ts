@@ -29,6 +29,8 @@ export function activate(context: vscode.ExtensionContext): void {
     showLists(desk),
     new Texts(desk).register(),
     registerCommands(desk, saves, audit),
+    registerChat(desk, context.extensionUri),
+    registerServers(desk),
     vscode.languages.registerCodeActionsProvider({ scheme: "file" }, new WaysForward(), { providedCodeActionKinds: [vscode.CodeActionKind.QuickFix] }),
     vscode.workspace.onDidChangeConfiguration((event) => {
       if (!event.affectsConfiguration("aegis")) return;
@@ -36,10 +38,6 @@ export function activate(context: vscode.ExtensionContext): void {
       desk.touch();
     }),
   );
-  // Editors that are built on VS Code may lack these, and still have the rest.
-  const { chat, lm }: Partial<typeof vscode> = vscode;
-  if (chat) context.subscriptions.push(registerChat(desk, context.extensionUri));
-  if (lm) context.subscriptions.push(registerServers(desk));
   desk.connection.start();
   log.info(`active after ${(performance.now() - started).toFixed(1)} ms`);
 }

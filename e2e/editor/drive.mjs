@@ -1,0 +1,257 @@
+// A developer's session in a real editor: something forbidden is saved, something that needs a person, something while the daemon is away.
+// After each step the disk, the shelf, the ledger and the screen are looked at.
+
+import { strict as assert } from "node:assert";
+import { execFileSync } from "node:child_process";
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import path from "node:path";
+
+import { Machine, until } from "./machine.mjs";
+
+const machine = new Machine();
+const SHOTS = process.env.AEGIS_SCREENSHOTS;
+const KEY = "AKIAIOSFODNN7EXAMPLE";
+const work = machine.at("work");
+const file = (name) => path.join(work, name);
+const text = (name) => readFileSync(file(name), "utf8");
+
+let page;
+let shots = 0;
+const started = Date.now();
+const step = (what) => console.log(`${((Date.now() - started) / 1000).toFixed(1).padStart(6)} s  ${what}`);
+
+async function shot(name) {
+  if (!SHOTS) return;
+  mkdirSync(SHOTS, { recursive: true });
+  await page.screenshot({ path: path.join(SHOTS, `${String(++shots).padStart(2, "0")}-${name}.png`) });
+}
+
+const bar = () => page.locator('.statusbar-item[id="aegis.aegis-vscode.aegis.status"]');
+const barSays = (what) => until(`the status bar says ${what}`, async () => (await bar().innerText()).includes(what));
+const toast = (what) => page.locator(".notification-list-item", { hasText: what }).first();
+const press = (keys) => page.keyboard.press(keys);
+
+async function command(title) {
+  await press("F1");
+  const input = page.locator(".quick-input-widget input.input").first();
+  await input.waitFor();
+  await input.fill(`>${title}`);
+  await page.locator(".quick-input-list .monaco-list-row", { hasText: title }).first().waitFor();
+  await press("Enter");
+}
+
+async function open(name) {
+  await press("Control+P");
+  const input = page.locator(".quick-input-widget input.input").first();
+  await input.waitFor();
+  await input.fill(name);
+  await page.locator(".quick-input-list .monaco-list-row", { hasText: path.basename(name) }).first().waitFor();
+  await press("Enter");
+  await page.locator(`.tab.active[data-resource-name="${path.basename(name)}"]`).first().waitFor();
+  await focusEditor();
+}
+
+async function focusEditor() {
+  await page.locator(".editor-group-container.active .monaco-editor .view-lines").first().click();
+}
+
+/** Replaces everything in the editor and saves. */
+async function writeAndSave(content) {
+  await press("Control+A");
+  await page.keyboard.insertText(content);
+  await page.locator(".tab.active.dirty").waitFor();
+  await press("Control+S");
+}
+
+/** Texts on the shelf. */
+function kept() {
+  const folder = machine.at("user/User/globalStorage/aegis.aegis-vscode/refused");
+  if (!existsSync(folder)) return [];
+  return readdirSync(folder).filter((name) => name.endsWith(".json")).map((name) => JSON.parse(readFileSync(path.join(folder, name), "utf8")));
+}
+
+function ask(...args) {
+  return JSON.parse(execFileSync(process.env.AEGIS_BIN, ["--socket", machine.at("state/control.sock"), "-o", "json", ...args], { encoding: "utf8" }));
+}
+
+async function clearToasts() {
+  await command("Notifications: Clear All Notifications");
+  await until("the notices are gone", async () => (await page.locator(".notification-list-item").count()) === 0);
+}
+
+async function setMode(mode) {
+  await command("Aegis: Set Mode");
+  await page.locator(".quick-input-list .monaco-list-row", { hasText: mode }).first().click();
+  await until(`the mode is ${mode}`, async () => (await bar().innerText()).includes(mode) || (await bar().innerText()).includes("away"));
+}
+
+function prepare() {
+  mkdirSync(file("deploy"), { recursive: true });
+  writeFileSync(file("settings.py"), 'REGION = "eu-central-1"\nRETRIES = 3\n');
+  writeFileSync(file("deploy/shop.yaml"), "replicas: 2\n");
+  writeFileSync(file("notes.md"), "# Notes\n");
+  execFileSync("git", ["init", "-q", work]);
+  // A repository must not be able to switch the gate off.
+  mkdirSync(file(".vscode"));
+  writeFileSync(file(".vscode/settings.json"), '{ "aegis.mode": "observe", "aegis.socket": "/nonexistent/control.sock" }\n');
+  const settings = {
+    "workbench.startupEditor": "none",
+    "workbench.colorTheme": "Default Dark Modern",
+    "workbench.secondarySideBar.defaultVisibility": "hidden",
+    "editor.minimap.enabled": false,
+    "files.autoSave": "off",
+  };
+  writeFileSync(machine.at("user/User/settings.json"), JSON.stringify(settings));
+  writeFileSync(machine.at("user/Machine/settings.json"), JSON.stringify({ "aegis.mode": "enforce", "aegis.socket": machine.at("state/control.sock"), "aegis.program": process.env.AEGIS_BIN }));
+}
+
+async function forbidden() {
+  await open("settings.py");
+  const before = text("settings.py");
+  const bad = `REGION = "eu-central-1"\nRETRIES = 5\nKEY = "${KEY}"\n`;
+  await writeAndSave(bad);
+  await toast("did not save settings.py").waitFor();
+  await until("the saved file is clean", async () => (await page.locator(".tab.active.dirty").count()) === 0);
+  assert.equal(text("settings.py"), before, "the disk holds the last allowed text");
+  assert.equal(kept().find((one) => one.path === file("settings.py"))?.text, bad, "the refused text is kept");
+  await page.locator(".squiggly-error").first().waitFor();
+  await command("Problems: Focus on Problems View");
+  await page.locator(".markers-panel", { hasText: "default/editor#no-keys" }).waitFor();
+  const [entry] = ask("audit", "query", "--result", "deny").entries ?? [];
+  await shot("refused");
+  step(`a forbidden save is refused and undone${entry ? "" : ""}`);
+
+  await toast("did not save settings.py").locator(".monaco-button", { hasText: "Compare" }).click();
+  await page.locator(".monaco-diff-editor").first().waitFor();
+  await until("the diff shows the refused line", async () => (await page.locator(".monaco-diff-editor").first().innerText()).replaceAll("\u00a0", " ").includes(KEY));
+  await shot("compare");
+  step("the refused text is shown beside the file");
+
+  await press("Control+W");
+  await open("settings.py");
+  await writeAndSave('REGION = "eu-west-1"\nRETRIES = 3\n');
+  await until("an allowed text is saved", () => text("settings.py").includes("eu-west-1"));
+  await until("the mark is gone", async () => (await page.locator(".squiggly-error").count()) === 0);
+  step("an allowed save goes through, and the mark goes");
+}
+
+async function approval() {
+  await clearToasts();
+  await open("deploy/shop.yaml");
+  await writeAndSave("replicas: 9\n");
+  await toast("did not save shop.yaml").waitFor();
+  assert.equal(text("deploy/shop.yaml"), "replicas: 2\n", "nothing changes while it waits");
+  await toast("did not save shop.yaml").locator(".monaco-button", { hasText: "Open Approvals" }).click();
+  const row = page.locator(".pane", { hasText: "Approvals" }).locator(".monaco-list-row", { hasText: "shop.yaml" }).first();
+  await row.waitFor();
+  await row.click();
+  await page.locator(".monaco-diff-editor").first().waitFor();
+  await clearToasts();
+  await shot("approval");
+  step("the change waits in the queue, and is shown as a diff");
+
+  await row.hover();
+  await row.locator('.action-label[aria-label^="Approve"]').click();
+  const input = page.locator(".quick-input-widget input.input").first();
+  await input.waitFor();
+  await input.fill("looked at it");
+  await shot("approve");
+  await press("Enter");
+  await toast("your change of shop.yaml was approved").waitFor();
+  const approved = ask("approvals", "list", "--all").find((one) => one.state === "approved");
+  assert.equal(approved.votes[0].comment, "looked at it");
+  await shot("approved");
+  await toast("your change of shop.yaml was approved").locator(".monaco-button", { hasText: "Save It Now" }).click();
+  await until("the approved text is on disk", () => text("deploy/shop.yaml") === "replicas: 9\n");
+  step("it is approved from the queue, and saved once");
+
+  await open("deploy/shop.yaml");
+  await writeAndSave("replicas: 10\n");
+  await toast("did not save shop.yaml").waitFor();
+  assert.equal(text("deploy/shop.yaml"), "replicas: 9\n", "an approval is for one text");
+  step("another text needs another approval");
+}
+
+async function audit() {
+  await clearToasts();
+  await command("Aegis: Open Audit");
+  const frame = page.frameLocator("iframe.webview").frameLocator("iframe#active-frame");
+  const denied = frame.locator('tr[data-result="deny"]').first();
+  await denied.waitFor();
+  await denied.click();
+  await frame.locator("#proof", { hasText: "Proven here" }).waitFor();
+  await shot("audit");
+  step("the ledger is shown, and a proof is checked");
+  await press("Control+W");
+}
+
+async function underGit() {
+  await open("notes.md");
+  writeFileSync(file(".git/MERGE_HEAD"), `${"0".repeat(40)}\n`);
+  const bad = `# Notes\n\n${KEY}\n`;
+  await writeAndSave(bad);
+  await toast("would not save notes.md").waitFor();
+  assert.equal(text("notes.md"), bad, "nothing is undone under git's hands");
+  await page.locator(".squiggly-error").first().waitFor();
+  rmSync(file(".git/MERGE_HEAD"));
+  await writeAndSave("# Notes\n\nClean\n");
+  await until("the clean text is saved", () => text("notes.md").includes("Clean"));
+  step("during a merge nothing is undone, and what is refused is shown");
+}
+
+async function away(daemon) {
+  await clearToasts();
+  await machine.end(daemon);
+  await barSays("away");
+  const before = text("notes.md");
+  await writeAndSave("# Notes\n\nWritten without a daemon\n");
+  await toast("did not save notes.md").waitFor();
+  await until("the file is put back", async () => (await page.locator(".tab.active.dirty").count()) === 0);
+  assert.equal(text("notes.md"), before, "without a verdict nothing is allowed");
+  assert.ok(kept().some((one) => one.path === file("notes.md") && one.text.includes("without a daemon")), "and nothing is lost");
+  await shot("away");
+  step("with the daemon away a save is refused and kept, and the status bar says why");
+
+  await setMode("observe");
+  await clearToasts();
+  await writeAndSave("# Notes\n\nObserved\n");
+  await until("a save in observe stands", () => text("notes.md").includes("Observed"));
+  step("in observe it stands");
+  await setMode("enforce");
+  const again = await machine.daemon();
+  await barSays("enforce");
+  step("the daemon is back, and the status bar says so");
+  return again;
+}
+
+async function main() {
+  prepare();
+  machine.install();
+  step("the package is installed");
+  const daemon = await machine.daemon();
+  const address = await machine.serve(work);
+  const context = await machine.browse();
+  page = await context.newPage();
+  await page.goto(`${address}/?folder=${work}`);
+  await page.locator(".monaco-workbench").waitFor();
+  await barSays("enforce");
+  await barSays("trust 500");
+  step("the status bar shows the live daemon");
+  await forbidden();
+  await approval();
+  await audit();
+  await underGit();
+  await away(daemon);
+  const log = execFileSync("sh", ["-c", `cat "$(find "${machine.at("user/logs")}" -name '*Aegis*.log' | head -n 1)"`], { encoding: "utf8" });
+  console.log(`activation: ${/active after (\S+ ms)/.exec(log)?.[1]}`);
+}
+
+try {
+  await main();
+} catch (error) {
+  if (page) await shot("failure").catch(() => {});
+  throw error;
+} finally {
+  await machine.clean();
+}
+step("done");
