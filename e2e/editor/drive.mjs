@@ -70,8 +70,10 @@ function kept() {
   return readdirSync(folder).filter((name) => name.endsWith(".json")).map((name) => JSON.parse(readFileSync(path.join(folder, name), "utf8")));
 }
 
-function ask(...args) {
-  return JSON.parse(execFileSync(process.env.AEGIS_BIN, ["--socket", machine.at("state/control.sock"), "-o", "json", ...args], { encoding: "utf8" }));
+/** Entries of the ledger, the newest first. */
+async function entries(query) {
+  const page = await machine.control(`/v1/entries?${new URLSearchParams(query)}`);
+  return page.entries.map((one) => one.entry);
 }
 
 async function clearToasts() {
@@ -117,9 +119,11 @@ async function forbidden() {
   await page.locator(".squiggly-error").first().waitFor();
   await command("Problems: Focus on Problems View");
   await page.locator(".markers-panel", { hasText: "default/editor#no-keys" }).waitFor();
-  const [entry] = ask("audit", "query", "--result", "deny").entries ?? [];
+  const denied = await entries({ kind: "decision", result: "deny" });
+  assert.equal(denied.length, 1, "one question for one save");
+  assert.deepEqual([denied[0].resource, denied[0].arguments.mode], [file("settings.py"), "enforce"]);
   await shot("refused");
-  step(`a forbidden save is refused and undone${entry ? "" : ""}`);
+  step("a forbidden save is refused and undone");
 
   await toast("did not save settings.py").locator(".monaco-button", { hasText: "Compare" }).click();
   await page.locator(".monaco-diff-editor").first().waitFor();
@@ -131,6 +135,7 @@ async function forbidden() {
   await open("settings.py");
   await writeAndSave('REGION = "eu-west-1"\nRETRIES = 3\n');
   await until("an allowed text is saved", () => text("settings.py").includes("eu-west-1"));
+  await until("the write is concluded", async () => (await entries({ kind: "outcome" })).some((one) => one.result === "success"));
   await until("the mark is gone", async () => (await page.locator(".squiggly-error").count()) === 0);
   step("an allowed save goes through, and the mark goes");
 }
@@ -158,8 +163,8 @@ async function approval() {
   await shot("approve");
   await press("Enter");
   await toast("your change of shop.yaml was approved").waitFor();
-  const approved = ask("approvals", "list", "--all").find((one) => one.state === "approved");
-  assert.equal(approved.votes[0].comment, "looked at it");
+  const [approved] = await machine.control("/v1/approvals");
+  assert.deepEqual([approved.state, approved.votes[0].comment], ["approved", "looked at it"]);
   await shot("approved");
   await toast("your change of shop.yaml was approved").locator(".monaco-button", { hasText: "Save It Now" }).click();
   await until("the approved text is on disk", () => text("deploy/shop.yaml") === "replicas: 9\n");
@@ -191,7 +196,7 @@ async function underGit() {
   const bad = `# Notes\n\n${KEY}\n`;
   await writeAndSave(bad);
   await toast("would not save notes.md").waitFor();
-  assert.equal(text("notes.md"), bad, "nothing is undone under git's hands");
+  await until("the save is done, and nothing is undone under git's hands", () => text("notes.md") === bad);
   await page.locator(".squiggly-error").first().waitFor();
   rmSync(file(".git/MERGE_HEAD"));
   await writeAndSave("# Notes\n\nClean\n");

@@ -2,6 +2,7 @@
 
 import { execFileSync, spawn } from "node:child_process";
 import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import http from "node:http";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import path from "node:path";
@@ -92,6 +93,18 @@ export class Machine {
     child.ended.then((code) => code && console.error(child.said));
     await until("the daemon's sockets", () => existsSync(this.at("state/control.sock")) && existsSync(this.at("state/kernel.sock")));
     return child;
+  }
+
+  /** Asks the control socket, beside the extension. */
+  control(path) {
+    return new Promise((resolve, reject) => {
+      const request = http.get({ socketPath: this.at("state/control.sock"), path, headers: { host: "localhost" } }, async (response) => {
+        const body = (await response.setEncoding("utf8").toArray()).join("");
+        if (response.statusCode === 200) resolve(JSON.parse(body));
+        else reject(new Error(`${path}: ${response.statusCode} ${body}`));
+      });
+      request.on("error", reject);
+    });
   }
 
   async end(child) {

@@ -11,7 +11,7 @@ import type { Desk } from "./desk.ts";
 import { realPath, type Saves } from "./saves.ts";
 import * as settings from "./settings.ts";
 import { approvalUri, keptUri, proposed, proposedUri } from "./texts.ts";
-import { Line } from "./trees.ts";
+import { Line, shortPath } from "./trees.ts";
 import { subject } from "./words.ts";
 
 const { window } = vscode;
@@ -58,15 +58,20 @@ async function pick<T>(title: string, all: readonly T[], say: (one: T) => vscode
   return picked?.one;
 }
 
+function name(approval: Approval): string {
+  const { verb, target } = subject(approval);
+  return `${verb} ${shortPath(target)}`;
+}
+
 async function vote(desk: Desk, chosen: unknown, approve: boolean): Promise<void> {
   const word = approve ? "Approve" : "Deny";
   const pending = desk.pending;
   const approval =
     chosenOf(chosen, pending, (one) => one.id) ??
-    (await pick(word, pending, (one) => ({ label: subject(one), description: shortName(one.agent), detail: one.message })));
+    (await pick(word, pending, (one) => ({ label: name(one), description: shortName(one.agent), detail: one.message })));
   if (!approval) return;
   const comment = await window.showInputBox({
-    title: `Aegis: ${word} ${subject(approval)}`,
+    title: `Aegis: ${word} ${name(approval)}`,
     prompt: `${shortName(approval.agent)}, risk ${String(approval.risk)}, trust ${String(approval.trust)}, ${approval.tier}: ${approval.message}`,
     placeHolder: approve ? "Comment (may be empty)" : "Why",
     ignoreFocusOut: true,
@@ -75,12 +80,12 @@ async function vote(desk: Desk, chosen: unknown, approve: boolean): Promise<void
   if (comment === undefined) return;
   const what = `${word} ${approval.id}`;
   const done = await desk.order(what, (totp) => desk.connection.control.vote(approval.id, approve, comment.trim() || undefined, totp), approve && approval.mfa);
-  if (done) void window.setStatusBarMessage(`Aegis: ${approve ? "approved" : "denied"} ${subject(approval)}`, 5_000);
+  if (done) void window.setStatusBarMessage(`Aegis: ${approve ? "approved" : "denied"} ${name(approval)}`, 5_000);
 }
 
 async function showApproval(desk: Desk, chosen: unknown): Promise<void> {
   const approval: Approval | undefined =
-    chosenOf(chosen, desk.approvals, (one) => one.id) ?? (await pick("Approvals", desk.approvals, (one) => ({ label: subject(one), description: one.state })));
+    chosenOf(chosen, desk.approvals, (one) => one.id) ?? (await pick("Approvals", desk.approvals, (one) => ({ label: name(one), description: one.state })));
   if (!approval) return;
   const change = proposed(approval);
   if (change) {

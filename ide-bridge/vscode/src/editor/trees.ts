@@ -18,6 +18,9 @@ export class Line<T> extends vscode.TreeItem {
   }
 }
 
+/** A path as it is called in this window. */
+export const shortPath = (target: string): string => (path.isAbsolute(target) ? vscode.workspace.asRelativePath(target) : target);
+
 class Lines<T> implements vscode.TreeDataProvider<Line<T>> {
   readonly onDidChangeTreeData: vscode.Event<void>;
   readonly #read: () => Line<T>[];
@@ -39,9 +42,10 @@ class Lines<T> implements vscode.TreeDataProvider<Line<T>> {
 const icon = (name: string, color?: string): vscode.ThemeIcon => new vscode.ThemeIcon(name, color === undefined ? undefined : new vscode.ThemeColor(color));
 
 function approvalLine(approval: Approval): Line<Approval> {
-  const line = new Line(subject(approval), approval);
+  const { verb, target } = subject(approval);
+  const line = new Line(shortPath(target), approval);
   const pending = approval.state === "pending";
-  line.description = `${shortName(approval.agent)} · risk ${String(approval.risk)} · ${pending ? left(approval.expiresAt, new Date()) : approval.state}`;
+  line.description = `${verb} · ${shortName(approval.agent)} · risk ${String(approval.risk)} · ${pending ? left(approval.expiresAt, new Date()) : approval.state}`;
   line.tooltip = approvalText(approval).slice(0, 4_000);
   line.contextValue = pending ? "pending" : "settled";
   const looks: Record<string, vscode.ThemeIcon> = {
@@ -65,9 +69,9 @@ function agentLine(trust: Trust, self: string | undefined): Line<Trust> {
 
 function decisionLine(entry: Entry): Line<Entry> {
   const told = entryLine(entry);
-  const line = new Line(told.what, entry);
-  line.description = `${told.who} · ${told.result}`;
-  line.tooltip = `Entry ${String(entry.index)}: ${told.result}, ${told.why}\n${maybe(entry.entry, "timestamp") ?? ""}`;
+  const line = new Line(shortPath(told.target) || told.verb, entry);
+  line.description = `${told.verb} · ${told.who} · ${told.result}`;
+  line.tooltip = `${told.what}\nEntry ${String(entry.index)}: ${told.result}, ${told.why}\n${maybe(entry.entry, "timestamp") ?? ""}`;
   const looks: Record<string, vscode.ThemeIcon> = {
     allow: icon("pass", "testing.iconPassed"),
     deny: icon("error", "testing.iconFailed"),

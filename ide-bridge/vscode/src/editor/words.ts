@@ -52,10 +52,9 @@ function upBar(status: Status, unjudged: string, mode: Mode, self: Self | undefi
   return { text: `${icon} ${what}${waiting}`, tooltip: lines.join("\n"), level: blind || stopped ? "warning" : "fine" };
 }
 
-/** What an approval is about, in a few words. */
-export function subject(approval: Approval): string {
-  const path = argument(approval.arguments, "path");
-  return [approval.tool ?? approval.method, path ?? approval.server].join(" ");
+/** What an approval is about: what would be done, and to what. */
+export function subject(approval: Approval): { verb: string; target: string } {
+  return { verb: approval.tool ?? approval.method, target: argument(approval.arguments, "path") ?? approval.server };
 }
 
 /** A member of arguments, if it is a text. */
@@ -65,13 +64,14 @@ export function argument(of: unknown, name: string): string | undefined {
 
 /** Everything that is known of an approval: who decides shall not have to look elsewhere. */
 export function approvalText(approval: Approval): string {
+  const { verb, target } = subject(approval);
   const votes = approval.votes.map((vote) => `  ${vote.approver}: ${vote.approve ? "yes" : "no"} (${vote.factor})${vote.comment ? `, ${vote.comment}` : ""}`);
   return [
     `Approval ${approval.id}: ${approval.state}`,
     "",
     `Who        ${approval.agent}`,
     `For        ${approval.sponsor ?? "nobody"}`,
-    `What       ${subject(approval)} (server ${approval.server})`,
+    `What       ${verb} ${target} (server ${approval.server})`,
     `Why asked  ${approval.message} (${approval.reason})`,
     `Risk       ${String(approval.risk)} of 1000, tier ${approval.tier}`,
     `Trust      ${String(approval.trust)} of 1000`,
@@ -95,13 +95,15 @@ export function left(until: string, now: Date): string {
 }
 
 /** An entry in one line. */
-export function entryLine({ entry }: Entry): { what: string; result: string; who: string; why: string } {
+export function entryLine({ entry }: Entry): { what: string; verb: string; target: string; result: string; who: string; why: string } {
   const action = typeof entry["action"] === "object" && entry["action"] !== null ? (entry["action"] as Record<string, unknown>) : {};
   const target = maybe(entry, "resource") ?? maybe(action, "tool") ?? maybe(action, "server") ?? "";
   const method = maybe(action, "method") ?? maybe(entry, "kind") ?? "";
   const rules = rulesAgainst(entry);
   return {
     what: [method, target].filter(Boolean).join(" "),
+    verb: method,
+    target,
     result: maybe(entry, "result") ?? "",
     who: shortName(maybe(entry, "agent_id") ?? ""),
     why: [maybe(entry, "reason") ?? "", rules.join(", ")].filter(Boolean).join(": "),
@@ -114,7 +116,7 @@ export function refusalText(refusal: Refusal, rules: readonly string[]): string 
   const rule = rules.length ? ` (${rules.join(", ")})` : "";
   const way = verdict.approval ? ` Approval ${verdict.approval} waits for a person.` : "";
   const end = stands === undefined ? "The last allowed text is back; yours is kept." : `The text stands, because ${stands}.`;
-  return `${verdict.message}${rule} [${verdict.reason}]${way} ${end}`;
+  return `${verdict.message}${rule}${way} ${end}`;
 }
 
 /** `/status` in the chat. */
