@@ -179,6 +179,7 @@ async function approval() {
 
 async function audit() {
   await clearToasts();
+  await command("View: Toggle Panel Visibility");
   await command("Aegis: Open Audit");
   const frame = page.frameLocator("iframe.webview").frameLocator("iframe#active-frame");
   const denied = frame.locator('tr[data-result="deny"]').first();
@@ -255,6 +256,7 @@ try {
   await main();
 } catch (error) {
   if (page) await shot("failure").catch(() => {});
+  console.error(execFileSync("sh", ["-c", `find "${machine.at("user/logs")}" -name '*Aegis*.log' -exec tail -n 40 {} +`], { encoding: "utf8" }));
   throw error;
 } finally {
   await machine.clean();

@@ -32,6 +32,7 @@ class Bench {
   now = 0;
   asked: string[] = [];
   reported: string[] = [];
+  toldAfter: string[] = [];
   shelf = new Shelf(path.join(folder, "refused"));
   gate = new Gate({
     mode: () => this.mode,
@@ -63,6 +64,7 @@ class Bench {
     if (!lost && before.kind === "refused" && before.refusal.stands === undefined && before.to !== undefined) disk = before.to;
     disk = format(disk);
     const after = await this.gate.after(FILE, disk);
+    if (after.kind === "stands") this.toldAfter.push(disk);
     return after.kind === "refused" ? after.to : disk;
   }
 
@@ -144,6 +146,9 @@ test("nothing is undone while git is at work", async () => {
   const before = await bench.gate.before(FILE, "BAD");
   assert.ok(before.kind === "refused" && before.refusal.stands === "a merge is under way");
   assert.equal(await bench.save("BAD"), "BAD");
+  assert.deepEqual(bench.toldAfter, [], "it is told once");
+  assert.equal(await bench.save("fine", { format: () => "BAD, formatted" }), "BAD, formatted");
+  assert.deepEqual(bench.toldAfter, ["BAD, formatted"], "and in any case");
 });
 
 test("what cannot be kept is not taken away", async () => {

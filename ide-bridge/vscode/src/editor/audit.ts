@@ -7,6 +7,7 @@ import * as vscode from "vscode";
 import { fields, maybe } from "../daemon/answers.ts";
 import { check, leafHash, Unproven } from "../ledger/proof.ts";
 import type { Desk } from "./desk.ts";
+import { shortPath } from "./trees.ts";
 import { entryLine } from "./words.ts";
 
 /** What the page may filter by: what the ledger's query knows. */
@@ -71,7 +72,10 @@ export class Audit {
     }
     if (Number.isSafeInteger(of["after"])) query["after"] = Number(of["after"]);
     const page = await this.#desk.connection.control.entries(query);
-    const lines = page.entries.map((entry) => ({ index: entry.index, at: maybe(entry.entry, "timestamp") ?? "", ...entryLine(entry) }));
+    const lines = page.entries.map((entry) => {
+      const told = entryLine(entry);
+      return { ...told, index: entry.index, at: maybe(entry.entry, "timestamp") ?? "", what: [told.verb, shortPath(told.target)].join(" ") };
+    });
     await this.#panel?.webview.postMessage({ kind: "entries", lines, next: page.next, more: "after" in query });
   }
 

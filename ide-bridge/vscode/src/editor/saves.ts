@@ -117,8 +117,11 @@ export class Saves {
 
   /** Never throws: after three errors the editor stops asking. What is missed here is seen after the save. */
   async #before(document: vscode.TextDocument): Promise<vscode.TextEdit[]> {
+    const started = performance.now();
     try {
-      return await this.#judge(document);
+      const edits = await this.#judge(document);
+      this.#desk.log.debug(`before saving ${document.fileName}: ${String(edits.length)} edits after ${(performance.now() - started).toFixed(0)} ms`);
+      return edits;
     } catch (error) {
       this.#desk.log.error(`before saving ${document.fileName}: ${String(error)}`);
       return [];
@@ -133,7 +136,7 @@ export class Saves {
     const before = await this.gate.before(file, document.getText());
     if (before.kind === "go") return [];
     const { refusal, to } = before;
-    if (refusal.stands !== undefined || to !== undefined) await this.#tell(document.uri, refusal);
+    if (refusal.stands !== undefined || to !== undefined) this.#tell(document.uri, refusal);
     return refusal.stands === undefined && to !== undefined ? [vscode.TextEdit.replace(whole(document), to)] : [];
   }
 
@@ -148,8 +151,8 @@ export class Saves {
       // A refusal that was just undone stays in sight until something else is saved.
       if (!restored && marks.every((mark) => !(mark instanceof Marked) || mark.refusal.kept?.text !== text)) this.#marks.delete(document.uri);
     } else {
-      await this.#undo(document, text, after.to);
-      await this.#tell(document.uri, after.refusal);
+      if (after.kind === "refused") await this.#undo(document, text, after.to);
+      this.#tell(document.uri, after.refusal);
     }
     await this.#desk.connection.refresh();
   }
@@ -176,13 +179,12 @@ export class Saves {
     }
   }
 
-  async #tell(uri: vscode.Uri, refusal: Refusal): Promise<void> {
+  #tell(uri: vscode.Uri, refusal: Refusal): void {
     this.#mark(uri, refusal, []);
     this.#desk.touch();
     void this.#notify(uri, refusal);
     const { index } = refusal.verdict;
     if (index !== undefined) void this.#nameRules(uri, refusal, index);
-    return Promise.resolve();
   }
 
   /** The answer names no rules; the ledger does. */

@@ -41,8 +41,8 @@ export type Before =
   /** `to` is to be saved instead; if it is undefined there was nothing before, and the file goes once it is written. */
   | { kind: "refused"; refusal: Refusal; to: string | undefined };
 
-/** What is to happen after a save. */
-export type After = { kind: "done" } | { kind: "refused"; refusal: Refusal; to: string | undefined };
+/** What is to happen after a save. What `stands` is to be told, unless it was before. */
+export type After = { kind: "done" } | { kind: "stands"; refusal: Refusal } | { kind: "refused"; refusal: Refusal; to: string | undefined };
 
 /** A question's answer for one text, kept until that text is saved or replaced by another. */
 interface Asked {
@@ -129,8 +129,9 @@ export class Gate {
     }
     this.#asked.delete(path);
     if (isMissed(asked.verdict, mode)) return { kind: "done" };
+    const told = asked.refusal !== undefined;
     const { refusal, to } = this.#refuse(path, text, asked, mode);
-    if (refusal.stands !== undefined) return { kind: "done" };
+    if (refusal.stands !== undefined) return told ? { kind: "done" } : { kind: "stands", refusal };
     return { kind: "refused", refusal, to };
   }
 
