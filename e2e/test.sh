@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-PHASES=${AEGIS_PHASES:-setup format build lints nextest doctests generated policies approval sdk deny up cluster}
+PHASES=${AEGIS_PHASES:-setup format build lints nextest doctests generated policies approval sdk editor deny up cluster}
 export AEGIS_CACHE=${AEGIS_CACHE:-$HOME/.cache/aegis}
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$AEGIS_CACHE/target}
 export PATH="$AEGIS_CACHE/bin:$PATH"
@@ -23,7 +23,8 @@ phase() {
 
 setup() {
   local targets=(node24 mcp-node mcp-python sdk-node sdk-python sdk-crewai opa nextest cargo-deny)
-  if [[ $(id -u) == 0 ]]; then targets+=(postgres kubernetes containerd coredns helm prometheus); fi
+  targets+=(extension)
+  if [[ $(id -u) == 0 ]]; then targets+=(chromium editor postgres kubernetes containerd coredns helm prometheus); fi
   ./e2e/setup.sh "${targets[@]}"
 }
 # Every cargo command takes the whole workspace: a part of it would have other features, and build its
@@ -53,6 +54,16 @@ approval() {
 }
 # The SDKs with the frameworks whose tools they govern, and one action at every enforcement point.
 sdk() { AEGIS_BIN="$CARGO_TARGET_DIR/debug/aegis" ./e2e/sdk/test.sh; }
+# The VS Code extension in a real editor, where there is one.
+editor() {
+  local whole=()
+  if ! ./e2e/setup.sh where chromium >/dev/null || [[ ! -e $(./e2e/setup.sh where editor)/.complete ]]; then
+    echo "NOT RUN: a real editor; install it with \`sudo -E e2e/setup.sh chromium editor\`"
+    [[ -z ${CI:-} ]]
+    whole=(package)
+  fi
+  AEGIS_BIN="$CARGO_TARGET_DIR/debug/aegis" ./e2e/editor.sh "${whole[@]}"
+}
 deny() { cargo deny --log-level error check bans licenses sources; }
 # The quick start itself, as its reader runs it: without a terminal, and ended once it has shown all.
 up() { AEGIS_BIN="$CARGO_TARGET_DIR/debug/aegis" AEGIS_DEMO=once ./e2e/up.sh; }
@@ -76,6 +87,7 @@ phase generated generated
 phase policies policies
 phase approval approval
 phase sdk sdk
+phase editor editor
 phase deny deny
 phase up up
 phase cluster cluster

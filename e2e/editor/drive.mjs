@@ -177,6 +177,22 @@ async function approval() {
   step("another text needs another approval");
 }
 
+async function newFile() {
+  await command("File: New Untitled Text File");
+  await page.locator(".tab.active", { hasText: "Untitled" }).first().waitFor();
+  const bad = `TOKEN=${KEY}\n`;
+  await page.keyboard.insertText(bad);
+  await press("Control+S");
+  const input = page.locator(".quick-input-widget input.input").first();
+  await input.waitFor();
+  await input.fill(file("token.env"));
+  await press("Enter");
+  await toast("did not save token.env").waitFor();
+  await until("the refused text is not on disk", () => !existsSync(file("token.env")) || text("token.env") === "");
+  assert.ok(kept().some((one) => one.path === file("token.env") && one.text === bad), "and it is kept");
+  step(`a new file is refused; ${existsSync(file("token.env")) ? "an empty one stays" : "none stays"}`);
+}
+
 async function audit() {
   await clearToasts();
   await command("View: Toggle Panel Visibility");
@@ -245,6 +261,7 @@ async function main() {
   step("the status bar shows the live daemon");
   await forbidden();
   await approval();
+  await newFile();
   await audit();
   await underGit();
   await away(daemon);

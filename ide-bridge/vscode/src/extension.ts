@@ -1,6 +1,5 @@
 // Starts the extension: one desk for the window, the gate at saves, and what shows them.
 
-import path from "node:path";
 import * as vscode from "vscode";
 
 import { Audit } from "./editor/audit.ts";
@@ -18,7 +17,7 @@ import { bar } from "./editor/words.ts";
 export function activate(context: vscode.ExtensionContext): void {
   const started = performance.now();
   const log = vscode.window.createOutputChannel("Aegis", { log: true });
-  const desk = new Desk(path.join(context.globalStorageUri.fsPath, "refused"), log);
+  const desk = new Desk(context.globalStorageUri.fsPath, log);
   const saves = new Saves(desk);
   const audit = new Audit(desk, context.extensionUri);
   context.subscriptions.push(
@@ -49,6 +48,7 @@ function showBar(desk: Desk): vscode.Disposable {
   const background = { fine: undefined, warning: new vscode.ThemeColor("statusBarItem.warningBackground"), error: new vscode.ThemeColor("statusBarItem.errorBackground") };
   const show = (): void => {
     const { text, tooltip, level } = bar(desk.connection.state, settings.mode(), desk.self, desk.trust, desk.pending.length);
+    void vscode.commands.executeCommand("setContext", "aegis.up", desk.connection.state.kind === "up");
     Object.assign(item, { text, tooltip, backgroundColor: background[level] });
   };
   show();

@@ -115,8 +115,8 @@ export class Judge {
       const value = answers.json(reply.body);
       return reply.status === 200 ? answers.verdict(value) : refusal(value, reply.status);
     } catch (error) {
-      if (error instanceof Unanswered) return unanswered(error.message);
-      if (error instanceof answers.Nonsense) return unanswered(`the daemon's answer cannot be used: ${error.message}`);
+      if (error instanceof Unanswered) return unanswered(`there is no verdict, because ${error.message}`);
+      if (error instanceof answers.Nonsense) return unanswered(`there is no verdict, because the daemon's answer cannot be used: ${error.message}`);
       throw error;
     }
   }

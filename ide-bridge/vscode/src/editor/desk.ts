@@ -1,5 +1,6 @@
 // What the window knows: the connection, and what was read from it since it last changed. Everything that is shown comes from here.
 
+import path from "node:path";
 import * as vscode from "vscode";
 
 import { type Approval, type Entry, maybe, type Trust } from "../daemon/answers.ts";
@@ -25,8 +26,13 @@ export class Desk {
   #reading: Promise<void> | undefined;
   #again = false;
 
-  constructor(folder: string, log: vscode.LogOutputChannel) {
-    this.shelf = new Shelf(folder);
+  /** The folder that the editor keeps its settings in. */
+  readonly editorFolder: string;
+
+  /** `storage` is the extension's own folder: `User/globalStorage/…` in the editor's. */
+  constructor(storage: string, log: vscode.LogOutputChannel) {
+    this.shelf = new Shelf(path.join(storage, "refused"));
+    this.editorFolder = path.resolve(storage, "../../..");
     this.log = log;
     this.connection = new Connection(
       () => findSockets(settings.socket(), process.env),

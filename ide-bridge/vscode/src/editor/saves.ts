@@ -5,6 +5,7 @@ import path from "node:path";
 import * as vscode from "vscode";
 
 import { rulesAgainst, type Verdict } from "../daemon/answers.ts";
+import { UNANSWERED } from "../daemon/client.ts";
 import { gitOperation } from "../gate/git.ts";
 import { firstDifference, Gate, type Refusal } from "../gate/gate.ts";
 import type { Kept } from "../gate/shelf.ts";
@@ -75,27 +76,37 @@ export class Saves {
     for (const document of workspace.textDocuments) void this.#opened(document);
   }
 
+  /** Files, but for the editor's own settings: in them a person chooses the mode, also while the daemon is away. */
+  #isGoverned({ uri }: vscode.TextDocument): boolean {
+    if (uri.scheme !== "file") return false;
+    const own = ["User", "Machine"].some((folder) => uri.fsPath.startsWith(path.join(this.#desk.editorFolder, folder, path.sep)));
+    return !(own && path.basename(uri.fsPath) === "settings.json");
+  }
+
   dispose(): void {
     for (const timer of this.#resting.values()) clearTimeout(timer);
     vscode.Disposable.from(...this.#subscriptions).dispose();
   }
 
   async #opened(document: vscode.TextDocument): Promise<void> {
-    if (!isFile(document)) return;
+    if (!this.#isGoverned(document)) return;
     const file = await realPath(document.uri.fsPath);
-    if (!this.gate.knows(file)) this.gate.onDisk(file, await onDisk(document.uri));
+    if (this.gate.knows(file)) return;
+    const text = await onDisk(document.uri);
+    // A save that came meanwhile knows better.
+    if (!this.gate.knows(file)) this.gate.onDisk(file, text);
   }
 
   async #closed(document: vscode.TextDocument): Promise<void> {
-    if (!isFile(document)) return;
+    if (!this.#isGoverned(document)) return;
     const file = await realPath(document.uri.fsPath);
-    const others = vscode.workspace.textDocuments.filter((other) => !other.isClosed && isFile(other));
+    const others = vscode.workspace.textDocuments.filter((other) => !other.isClosed && this.#isGoverned(other));
     const paths = await Promise.all(others.map((other) => realPath(other.uri.fsPath)));
     if (!paths.includes(file)) this.gate.forget(file);
   }
 
   async #edited({ document, contentChanges }: vscode.TextDocumentChangeEvent): Promise<void> {
-    if (!isFile(document) || !contentChanges.length) return;
+    if (!this.#isGoverned(document) || !contentChanges.length) return;
     if (!document.isDirty) {
       // Read again from disk: somebody else wrote it. What stands there is checked, not believed.
       const [file, text] = [await realPath(document.uri.fsPath), document.getText()];
@@ -129,7 +140,7 @@ export class Saves {
   }
 
   async #judge(document: vscode.TextDocument): Promise<vscode.TextEdit[]> {
-    if (!isFile(document) || settings.mode() === "observe" || this.#undoing.has(document.fileName)) return [];
+    if (!this.#isGoverned(document) || settings.mode() === "observe" || this.#undoing.has(document.fileName)) return [];
     clearTimeout(this.#resting.get(document.uri.toString()));
     const file = await realPath(document.uri.fsPath);
     if (!this.gate.knows(file)) this.gate.onDisk(file, await onDisk(document.uri));
@@ -141,7 +152,7 @@ export class Saves {
   }
 
   async #after(document: vscode.TextDocument): Promise<void> {
-    if (!isFile(document) || this.#undoing.has(document.fileName)) return;
+    if (!this.#isGoverned(document) || this.#undoing.has(document.fileName)) return;
     const text = document.getText();
     const file = await realPath(document.uri.fsPath);
     const restored = text === this.gate.allowed(file);
@@ -213,11 +224,13 @@ export class Saves {
     const show = "Compare";
     const back = "Put Back";
     const queue = "Open Approvals";
-    const buttons = kept ? [show, ...(stands === undefined ? [back] : []), ...(verdict.approval ? [queue] : [])] : [];
+    const status = "Status";
+    const buttons = kept ? [...(verdict.reason === UNANSWERED ? [status] : []), show, ...(stands === undefined ? [back] : []), ...(verdict.approval ? [queue] : [])] : [];
     const what = stands === undefined ? `did not save ${name}` : `would not save ${name}`;
     const chosen = await vscode.window.showWarningMessage(`Aegis ${what}: ${verdict.message}`, ...buttons);
     if (!kept || !chosen) return;
-    if (chosen === queue) await vscode.commands.executeCommand("aegis.approvals.focus");
+    if (chosen === status) await vscode.commands.executeCommand("aegis.showStatus");
+    else if (chosen === queue) await vscode.commands.executeCommand("aegis.approvals.focus");
     else await vscode.commands.executeCommand(chosen === show ? "aegis.compareRefused" : "aegis.putBack", kept.id);
   }
 
@@ -318,8 +331,6 @@ export class WaysForward implements vscode.CodeActionProvider {
     });
   }
 }
-
-const isFile = (document: vscode.TextDocument): boolean => document.uri.scheme === "file";
 
 const whole = (document: vscode.TextDocument): vscode.Range => new vscode.Range(0, 0, document.lineCount, 0);
 
