@@ -29,21 +29,50 @@ async function shot(name) {
 const bar = () => page.locator('.statusbar-item[id="aegis.aegis-vscode.aegis.status"]');
 const barSays = (what) => until(`the status bar says ${what}`, async () => (await bar().innerText()).includes(what));
 const toast = (what) => page.locator(".notification-list-item", { hasText: what }).first();
+/** A notice; where the editor has put it aside already, its list is opened. */
+async function notice(what) {
+  try {
+    await toast(what).waitFor({ timeout: 5_000 });
+  } catch {
+    await command("Notifications: Show Notifications");
+    await toast(what).waitFor();
+  }
+  return toast(what);
+}
+
+/** Follows a notice's button. */
+async function follow(what, button) {
+  const shown = await notice(what);
+  await shown.hover();
+  await shown.locator(".monaco-button", { hasText: button }).click();
+}
 const press = (keys) => page.keyboard.press(keys);
 
+/** Opens the editor's input line by a key; one that is just closing eats it. */
+async function inputBy(keys) {
+  const widget = page.locator(".quick-input-widget");
+  await widget.waitFor({ state: "hidden" });
+  await press(keys);
+  const input = widget.locator("input.input").first();
+  try {
+    await input.waitFor({ timeout: 3_000 });
+  } catch {
+    await press(keys);
+    await input.waitFor();
+  }
+  return input;
+}
+
 async function command(title) {
-  await press("F1");
-  const input = page.locator(".quick-input-widget input.input").first();
-  await input.waitFor();
+  const input = await inputBy("F1");
   await input.fill(`>${title}`);
-  await page.locator(".quick-input-list .monaco-list-row", { hasText: title }).first().waitFor();
-  await press("Enter");
+  // Not merely one that holds these words.
+  const exactly = new RegExp(`^${title.replaceAll(/[.*+?^${}()|[\]\\]/g, "\\$&")}$`);
+  await page.locator(".quick-input-list .monaco-list-row .label-name", { hasText: exactly }).first().click();
 }
 
 async function open(name) {
-  await press("Control+P");
-  const input = page.locator(".quick-input-widget input.input").first();
-  await input.waitFor();
+  const input = await inputBy("Control+P");
   await input.fill(name);
   await page.locator(".quick-input-list .monaco-list-row", { hasText: path.basename(name) }).first().waitFor();
   await press("Enter");
@@ -112,7 +141,7 @@ async function forbidden() {
   const before = text("settings.py");
   const bad = `REGION = "eu-central-1"\nRETRIES = 5\nKEY = "${KEY}"\n`;
   await writeAndSave(bad);
-  await toast("did not save settings.py").waitFor();
+  await notice("did not save settings.py");
   await until("the saved file is clean", async () => (await page.locator(".tab.active.dirty").count()) === 0);
   assert.equal(text("settings.py"), before, "the disk holds the last allowed text");
   assert.equal(kept().find((one) => one.path === file("settings.py"))?.text, bad, "the refused text is kept");
@@ -125,7 +154,7 @@ async function forbidden() {
   await shot("refused");
   step("a forbidden save is refused and undone");
 
-  await toast("did not save settings.py").locator(".monaco-button", { hasText: "Compare" }).click();
+  await follow("did not save settings.py", "Compare");
   await page.locator(".monaco-diff-editor").first().waitFor();
   await until("the diff shows the refused line", async () => (await page.locator(".monaco-diff-editor").first().innerText()).replaceAll("\u00a0", " ").includes(KEY));
   await shot("compare");
@@ -144,9 +173,9 @@ async function approval() {
   await clearToasts();
   await open("deploy/shop.yaml");
   await writeAndSave("replicas: 9\n");
-  await toast("did not save shop.yaml").waitFor();
+  await notice("did not save shop.yaml");
   assert.equal(text("deploy/shop.yaml"), "replicas: 2\n", "nothing changes while it waits");
-  await toast("did not save shop.yaml").locator(".monaco-button", { hasText: "Open Approvals" }).click();
+  await follow("did not save shop.yaml", "Open Approvals");
   const row = page.locator(".pane", { hasText: "Approvals" }).locator(".monaco-list-row", { hasText: "shop.yaml" }).first();
   await row.waitFor();
   await row.click();
@@ -162,17 +191,17 @@ async function approval() {
   await input.fill("looked at it");
   await shot("approve");
   await press("Enter");
-  await toast("your change of shop.yaml was approved").waitFor();
+  await notice("your change of shop.yaml was approved");
   const [approved] = await machine.control("/v1/approvals");
   assert.deepEqual([approved.state, approved.votes[0].comment], ["approved", "looked at it"]);
   await shot("approved");
-  await toast("your change of shop.yaml was approved").locator(".monaco-button", { hasText: "Save It Now" }).click();
+  await follow("your change of shop.yaml was approved", "Save It Now");
   await until("the approved text is on disk", () => text("deploy/shop.yaml") === "replicas: 9\n");
   step("it is approved from the queue, and saved once");
 
   await open("deploy/shop.yaml");
   await writeAndSave("replicas: 10\n");
-  await toast("did not save shop.yaml").waitFor();
+  await notice("did not save shop.yaml");
   assert.equal(text("deploy/shop.yaml"), "replicas: 9\n", "an approval is for one text");
   step("another text needs another approval");
 }
@@ -185,11 +214,14 @@ async function newFile() {
   await press("Control+S");
   const input = page.locator(".quick-input-widget input.input").first();
   await input.waitFor();
+  // The editor proposes a name first, and would overwrite what comes sooner.
+  await until("a name is proposed", async () => (await input.inputValue()).endsWith(KEY) || (await input.inputValue()).endsWith(".txt"));
   await input.fill(file("token.env"));
-  await press("Enter");
-  await toast("did not save token.env").waitFor();
+  await page.locator(".quick-input-widget .monaco-button", { hasText: "OK" }).first().waitFor();
+  await page.locator(".quick-input-widget .monaco-button", { hasText: "OK" }).first().click();
+  await notice("did not save token.env");
   await until("the refused text is not on disk", () => !existsSync(file("token.env")) || text("token.env") === "");
-  assert.ok(kept().some((one) => one.path === file("token.env") && one.text === bad), "and it is kept");
+  assert.equal(kept().find((one) => one.path === file("token.env"))?.text, bad, "and it is kept");
   step(`a new file is refused; ${existsSync(file("token.env")) ? "an empty one stays" : "none stays"}`);
 }
 
@@ -212,7 +244,7 @@ async function underGit() {
   writeFileSync(file(".git/MERGE_HEAD"), `${"0".repeat(40)}\n`);
   const bad = `# Notes\n\n${KEY}\n`;
   await writeAndSave(bad);
-  await toast("would not save notes.md").waitFor();
+  await notice("would not save notes.md");
   await until("the save is done, and nothing is undone under git's hands", () => text("notes.md") === bad);
   await page.locator(".squiggly-error").first().waitFor();
   rmSync(file(".git/MERGE_HEAD"));
@@ -227,7 +259,7 @@ async function away(daemon) {
   await barSays("away");
   const before = text("notes.md");
   await writeAndSave("# Notes\n\nWritten without a daemon\n");
-  await toast("did not save notes.md").waitFor();
+  await notice("did not save notes.md");
   await until("the file is put back", async () => (await page.locator(".tab.active.dirty").count()) === 0);
   assert.equal(text("notes.md"), before, "without a verdict nothing is allowed");
   assert.ok(kept().some((one) => one.path === file("notes.md") && one.text.includes("without a daemon")), "and nothing is lost");
