@@ -137,6 +137,7 @@ function prepare() {
 }
 
 async function forbidden() {
+  await page.locator('.activitybar a.action-label[aria-label="Aegis"]').click();
   await open("settings.py");
   const before = text("settings.py");
   const bad = `REGION = "eu-central-1"\nRETRIES = 5\nKEY = "${KEY}"\n`;
