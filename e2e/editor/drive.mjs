@@ -155,6 +155,13 @@ async function forbidden() {
   await shot("refused");
   step("a forbidden save is refused and undone");
 
+  await press("Control+.");
+  const fixes = page.locator(".monaco-menu");
+  for (const fix of ["Compare with what was refused", "Put the refused text back", "Show the decision's record"]) await fixes.getByText(fix).waitFor();
+  await shot("fixes");
+  await press("Escape");
+  step("the mark offers ways forward");
+
   await follow("did not save settings.py", "Compare");
   await page.locator(".monaco-diff-editor").first().waitFor();
   await until("the diff shows the refused line", async () => (await page.locator(".monaco-diff-editor").first().innerText()).replaceAll("\u00a0", " ").includes(KEY));
@@ -204,7 +211,17 @@ async function approval() {
   await writeAndSave("replicas: 10\n");
   await notice("did not save shop.yaml");
   assert.equal(text("deploy/shop.yaml"), "replicas: 9\n", "an approval is for one text");
-  step("another text needs another approval");
+  const again = page.locator(".pane", { hasText: "Approvals" }).locator('.monaco-list-row:has(.action-label[aria-label^="Deny"])').first();
+  await again.hover();
+  await again.locator('.action-label[aria-label^="Deny"]').click();
+  const reason = page.locator(".quick-input-widget input.input").first();
+  await reason.waitFor();
+  await press("Enter");
+  await page.locator(".quick-input-widget", { hasText: "Say why" }).waitFor();
+  await reason.fill("too many");
+  await press("Enter");
+  await until("it is denied, with the reason", async () => (await machine.control("/v1/approvals")).some((one) => one.state === "denied" && one.votes[0].comment === "too many"));
+  step("another text needs another approval, and a denial a reason");
 }
 
 async function newFile() {

@@ -183,6 +183,10 @@ test("after an approval the same text is asked about anew, at once", async () =>
   bench.approved = true;
   assert.equal(await bench.save("WAIT"), "WAIT");
   assert.equal(bench.asked.length, 2);
+  bench.approved = false;
+  assert.ok(await bench.gate.pause(FILE, "WAIT too"));
+  bench.approved = true;
+  assert.equal(await bench.save("WAIT too"), "WAIT too", "also where it was asked about while typing");
 });
 
 test("an answer while typing counts for the save of that text, for a while", async () => {
