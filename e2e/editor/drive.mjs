@@ -113,7 +113,12 @@ async function clearToasts() {
 async function setMode(mode) {
   await command("Aegis: Set Mode");
   await page.locator(".quick-input-list .monaco-list-row", { hasText: mode }).first().click();
-  await until(`the mode is ${mode}`, async () => (await bar().innerText()).includes(mode) || (await bar().innerText()).includes("away"));
+  // While the daemon is away the status bar says what becomes of saves instead.
+  const away = { observe: "Aegis away", assist: "Aegis away: saves unchecked", enforce: "Aegis away: saves refused" }[mode];
+  await until(`the mode is ${mode}`, async () => {
+    const said = (await bar().innerText()).trim();
+    return said.includes(mode) || said.endsWith(away);
+  });
 }
 
 function prepare() {
