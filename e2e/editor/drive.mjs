@@ -40,11 +40,13 @@ async function notice(what) {
   return toast(what);
 }
 
-/** Follows a notice's button. */
+/** Follows a notice's button; a notice may be put aside while the hand is on its way. */
 async function follow(what, button) {
-  const shown = await notice(what);
-  await shown.hover();
-  await shown.locator(".monaco-button", { hasText: button }).click();
+  await until(`the button ${button} is pressed`, async () => {
+    const shown = await notice(what);
+    await shown.locator(".monaco-button", { hasText: button }).click({ timeout: 3_000 });
+    return true;
+  });
 }
 const press = (keys) => page.keyboard.press(keys);
 
