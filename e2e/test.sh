@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-PHASES=${AEGIS_PHASES:-setup format build lints nextest doctests generated policies approval sdk a2a deny up cluster}
+PHASES=${AEGIS_PHASES:-setup format build lints nextest doctests generated policies approval sdk a2a extension deny up cluster}
 export AEGIS_CACHE=${AEGIS_CACHE:-$HOME/.cache/aegis}
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$AEGIS_CACHE/target}
 export PATH="$AEGIS_CACHE/bin:$PATH"
@@ -22,7 +22,7 @@ phase() {
 }
 
 setup() {
-  local targets=(node24 mcp-node mcp-python sdk-node sdk-python sdk-crewai a2a opa nextest cargo-deny)
+  local targets=(node24 mcp-node mcp-python sdk-node sdk-python sdk-crewai a2a extension opa nextest cargo-deny)
   if [[ $(id -u) == 0 ]]; then targets+=(postgres kubernetes containerd coredns helm prometheus); fi
   ./e2e/setup.sh "${targets[@]}"
 }
@@ -58,6 +58,11 @@ a2a() {
   "$(./e2e/setup.sh where a2a-python)/bin/python" e2e/a2a/direct_and_proxied.py --aegis "$CARGO_TARGET_DIR/debug/aegis" \
     --node "$(./e2e/setup.sh where node24)/bin/node" --modules "$(./e2e/setup.sh where a2a-node)/node_modules"
 }
+# The VS Code extension: its checks, its tests and its package. In a real editor it runs by `make editor`.
+extension() {
+  ./e2e/editor.sh package
+  echo "NOT RUN: a real editor; \`make editor\` installs one and runs that part"
+}
 deny() { cargo deny --log-level error check bans licenses sources; }
 # The quick start itself, as its reader runs it: without a terminal, and ended once it has shown all.
 up() { AEGIS_BIN="$CARGO_TARGET_DIR/debug/aegis" AEGIS_DEMO=once ./e2e/up.sh; }
@@ -82,6 +87,7 @@ phase policies policies
 phase approval approval
 phase sdk sdk
 phase a2a a2a
+phase extension extension
 phase deny deny
 phase up up
 phase cluster cluster
