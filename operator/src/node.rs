@@ -129,16 +129,20 @@ fn text_of(registry: &Registry) -> String {
     String::from_utf8(text).unwrap_or_default()
 }
 
-/// Whether a container of the pod waits for the redirect, or will.
-fn waits(pod: &Pod) -> bool {
+/// Whether the pod was injected so that its node redirects, and still runs or will.
+fn is_ours(pod: &Pod) -> bool {
     let inits = pod.spec.as_ref().and_then(|spec| spec.init_containers.as_ref());
     let injected = inits.is_some_and(|inits| inits.iter().any(|one| one.name == AWAIT));
     let status = pod.status.as_ref();
     let ended = status.and_then(|status| status.phase.as_deref());
-    let told = status.and_then(|status| status.init_container_statuses.as_ref());
-    let done =
-        told.is_some_and(|told| told.iter().any(|one| one.name == AWAIT && has_ended_well(one)));
-    injected && !done && !matches!(ended, Some("Succeeded" | "Failed"))
+    injected && !matches!(ended, Some("Succeeded" | "Failed"))
+}
+
+/// Whether the pod's own container has seen that it is redirected. That is looked at again all the same: it
+/// may have been told so by somebody else.
+fn has_seen_it(pod: &Pod) -> bool {
+    let told = pod.status.as_ref().and_then(|status| status.init_container_statuses.as_ref());
+    told.is_some_and(|told| told.iter().any(|one| one.name == AWAIT && has_ended_well(one)))
 }
 
 fn has_ended_well(container: &ContainerStatus) -> bool {
@@ -147,7 +151,7 @@ fn has_ended_well(container: &ContainerStatus) -> bool {
 }
 
 async fn reconcile(pod: Arc<Pod>, node: Arc<Node>) -> Result<Action, NodeError> {
-    if !waits(&pod) {
+    if !is_ours(&pod) {
         return Ok(Action::await_change());
     }
     let rules = redirect_rules(&serde_json::to_value(&*pod)?, &node.config)?;
@@ -158,6 +162,7 @@ async fn reconcile(pod: Arc<Pod>, node: Arc<Node>) -> Result<Action, NodeError> 
         None => Ok(None),
     });
     match found.await?? {
+        None if has_seen_it(&pod) => Ok(Action::await_change()),
         None => Ok(Action::requeue(AGAIN)),
         Some(anew) => {
             if anew {
@@ -218,13 +223,14 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_is_who_was_injected_so_and_is_not_done() {
+    fn who_is_redirected_is_who_was_injected_so_and_runs() {
         let injected = ["aegis-proxy", AWAIT];
-        assert!(waits(&pod(&injected, json!({ "phase": "Pending" }))));
-        assert!(waits(&pod(&injected, ended(1))), "it gave up, and is started again");
-        assert!(!waits(&pod(&injected, ended(0))));
-        assert!(!waits(&pod(&injected, json!({ "phase": "Failed" }))));
-        assert!(!waits(&pod(&["aegis-proxy", "aegis-redirect"], json!({ "phase": "Pending" }))));
-        assert!(!waits(&pod(&[], json!({ "phase": "Running" }))));
+        assert!(is_ours(&pod(&injected, json!({ "phase": "Pending" }))));
+        assert!(is_ours(&pod(&injected, ended(1))), "it gave up, and is started again");
+        assert!(is_ours(&pod(&injected, ended(0))), "somebody else may have told it so");
+        assert!(!is_ours(&pod(&injected, json!({ "phase": "Failed" }))));
+        assert!(!is_ours(&pod(&["aegis-proxy", "aegis-redirect"], json!({ "phase": "Pending" }))));
+        assert!(!is_ours(&pod(&[], json!({ "phase": "Running" }))));
+        assert!(has_seen_it(&pod(&injected, ended(0))) && !has_seen_it(&pod(&injected, ended(1))));
     }
 }

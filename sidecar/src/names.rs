@@ -57,7 +57,10 @@ fn servers(text: &str) -> Vec<SocketAddr> {
     let named = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
         let address = words.next().filter(|word| *word == "nameserver").and(words.next())?;
-        Some(SocketAddr::new(address.parse().ok()?, PORT))
+        // Within the pod it would be the application that answers.
+        let address =
+            address.parse::<IpAddr>().ok().filter(|one| !one.to_canonical().is_loopback())?;
+        Some(SocketAddr::new(address, PORT))
     });
     named.take(MAX_SERVERS).collect()
 }

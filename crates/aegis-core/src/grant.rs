@@ -106,14 +106,13 @@ impl Grant {
             && self.expires_at <= self.issued_at.plus(LONGEST_LIFE)
     }
 
-    /// Whether it shows what an approval must bring: so many people, and the second factor of one of
-    /// them. An agent is nobody here.
+    /// Whether it shows what an approval must bring: so many people. An agent is nobody here, and a
+    /// second factor counts where it was checked alone: a peer's word is none.
     #[must_use]
     pub fn satisfies(&self, need: &ApprovalNeed) -> bool {
-        let people = || self.approvers.iter().filter(|one| one.name.parse::<AgentId>().is_err());
-        let names: BTreeSet<&str> = people().map(|one| one.name.as_str()).collect();
-        names.len() >= usize::from(need.quorum.max(1))
-            && (!need.mfa || people().any(|one| one.factor == Factor::Totp))
+        let people = self.approvers.iter().filter(|one| one.name.parse::<AgentId>().is_err());
+        let names: BTreeSet<&str> = people.map(|one| one.name.as_str()).collect();
+        !need.mfa && names.len() >= usize::from(need.quorum.max(1))
     }
 }
 
@@ -145,15 +144,16 @@ mod tests {
         let (one, two) = (("ada", Factor::Account), ("grace", Factor::Totp));
         let agent = ("spiffe://acme.example/ns/a/sa/b/agent/caller", Factor::Totp);
         type Case<'a> = (&'a [(&'a str, Factor)], u8, bool, bool);
-        let cases: [Case<'_>; 8] = [
+        let cases: [Case<'_>; 9] = [
             (&[one], 1, false, true),
             (&[one], 0, false, true),
             (&[], 0, false, false),
             (&[one], 2, false, false),
             (&[one, one], 2, false, false),
-            (&[one, two], 2, true, true),
+            (&[one, two], 2, false, true),
+            (&[one, two], 2, true, false),
             (&[one], 1, true, false),
-            (&[one, agent], 2, true, false),
+            (&[one, agent], 2, false, false),
         ];
         for (approvers, quorum, mfa, expected) in cases {
             let said = grant(approvers).satisfies(&ApprovalNeed { quorum, mfa });

@@ -55,6 +55,16 @@ fn host(spec: &Value) -> Result<(), Refusal> {
             ));
         }
     }
+    // The sidecar asks the same name servers where a host is that a policy names.
+    let own_names = spec.pointer("/dnsConfig/nameservers").and_then(Value::as_array);
+    if spec.get("dnsPolicy").and_then(Value::as_str) == Some("None")
+        || own_names.is_some_and(|servers| !servers.is_empty())
+    {
+        return Err(Refusal::new(
+            "NameServers",
+            "`spec.dnsPolicy` is None or `spec.dnsConfig` names name servers: whoever chooses them says where permitted hosts are; remove that",
+        ));
+    }
     if spec.pointer("/os/name").and_then(Value::as_str) == Some("windows") {
         return Err(Refusal::new(
             "Windows",

@@ -109,6 +109,15 @@ fn either(
     }
 }
 
+/// Puts a member under the name that 1.0 has for it. Whoever sent that name too would have one of them
+/// judged and both forwarded.
+fn place(members: &mut Members, name: &'static str, value: Value) -> Result<(), ProtocolError> {
+    match members.insert(name.to_owned(), value) {
+        None => Ok(()),
+        Some(_) => Err(ProtocolError::Ambiguous(name)),
+    }
+}
+
 fn send_of_0_3(mut params: Members) -> Result<Members, ProtocolError> {
     let Some(Value::Object(mut message)) = either(&mut params, "message", "request")? else {
         return Err(ProtocolError::Param("message"));
@@ -116,18 +125,18 @@ fn send_of_0_3(mut params: Members) -> Result<Members, ProtocolError> {
     message.shift_remove("kind");
     if let Some(Value::Array(parts)) = either(&mut message, "parts", "content")? {
         let parts = parts.into_iter().map(part_of_0_3).collect::<Result<_, _>>()?;
-        message.insert("parts".to_owned(), Value::Array(parts));
+        place(&mut message, "parts", Value::Array(parts))?;
     }
-    params.insert("message".to_owned(), Value::Object(message));
+    place(&mut params, "message", Value::Object(message))?;
     if let Some(Value::Object(configuration)) = params.get_mut("configuration") {
         // Both wait for the task's end unless they are told not to.
         if configuration.shift_remove("blocking") == Some(Value::Bool(false)) {
-            configuration.insert("returnImmediately".to_owned(), true.into());
+            place(configuration, "returnImmediately", true.into())?;
         }
         let push = either(configuration, "pushNotificationConfig", "pushNotification")?;
         if let Some(Value::Object(mut push)) = push {
             one_scheme(&mut push);
-            configuration.insert("taskPushNotificationConfig".to_owned(), Value::Object(push));
+            place(configuration, "taskPushNotificationConfig", Value::Object(push))?;
         }
     }
     Ok(params)
@@ -152,16 +161,18 @@ fn part_of_0_3(part: Value) -> Result<Value, ProtocolError> {
         let content = [("raw", "bytes", "fileWithBytes"), ("url", "uri", "fileWithUri")];
         for (name, one, other) in content {
             if let Some(value) = either(&mut file, one, other)? {
-                part.insert(name.to_owned(), value);
+                place(&mut part, name, value)?;
             }
         }
         for (name, old) in [("mediaType", "mimeType"), ("filename", "name")] {
             if let Some(value) = file.shift_remove(old) {
-                part.insert(name.to_owned(), value);
+                place(&mut part, name, value)?;
             }
         }
         for (name, value) in file {
-            part.insert(format!("file.{name}"), value);
+            if part.insert(format!("file.{name}"), value).is_some() {
+                return Err(ProtocolError::Ambiguous("file"));
+            }
         }
     }
     // In the proto of 0.3, data is wrapped once more.

@@ -366,6 +366,17 @@ fn a_member_has_one_spelling() {
     ] {
         assert!(matches!(send(message.clone()).error, ProtocolError::Ambiguous(_)), "{message}");
     }
+    // 0.3's names and those that they are judged by: both would be forwarded.
+    let webhook = json!({ "url": "https://h.example/" });
+    let part = json!({ "kind": "file", "file": { "uri": "https://e.example/" }, "url": "https://f.example/" });
+    for params in [
+        json!({ "message": { "role": "user", "parts": parts }, "configuration":
+            { "pushNotificationConfig": webhook, "taskPushNotificationConfig": webhook } }),
+        json!({ "message": { "role": "user", "parts": [part] } }),
+    ] {
+        let error = refused(Method::POST, "/", &[], &rpc("message/send", params.clone())).error;
+        assert!(matches!(error, ProtocolError::Ambiguous(_)), "{params}");
+    }
     let text = r#"{"jsonrpc":"2.0","id":7,"method":"GetTask","params":{"id":"t","id":"u"}}"#;
     assert_eq!(refused(Method::POST, "/", &[V1], text).error.reason(), Reason::DuplicateKey);
     assert_eq!(
