@@ -120,10 +120,15 @@ impl Metrics {
     /// The exposition format.
     #[must_use]
     pub fn text(&self) -> String {
-        let mut buffer = Vec::new();
-        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut buffer);
-        String::from_utf8(buffer).unwrap_or_default()
+        text_of(&self.registry)
     }
+}
+
+/// A registry in the exposition format.
+pub(crate) fn text_of(registry: &Registry) -> String {
+    let mut buffer = Vec::new();
+    let _ = TextEncoder::new().encode(&registry.gather(), &mut buffer);
+    String::from_utf8(buffer).unwrap_or_default()
 }
 
 fn svid_expiry(registry: &Registry) -> Result<IntGauge, prometheus::Error> {

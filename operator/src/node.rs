@@ -25,11 +25,14 @@ use kube::{
         watcher,
     },
 };
-use prometheus::{Encoder as _, IntCounterVec, Opts, Registry, TextEncoder};
+use prometheus::{IntCounterVec, Opts, Registry};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::inject::{AWAIT, InjectConfig, redirect_rules};
+use crate::{
+    inject::{AWAIT, InjectConfig, redirect_rules},
+    metrics::text_of,
+};
 
 /// How soon a pod whose containers are not there yet, or that could not be redirected, is looked at
 /// again.
@@ -121,12 +124,6 @@ pub async fn run(options: Options, client: Client, stop: CancellationToken) -> a
         ended = admin => ended.context("the admin port has failed"),
         () = pods => Ok(()),
     }
-}
-
-fn text_of(registry: &Registry) -> String {
-    let mut text = Vec::new();
-    let _ = TextEncoder::new().encode(&registry.gather(), &mut text);
-    String::from_utf8(text).unwrap_or_default()
 }
 
 /// Whether the pod was injected so that its node redirects, and still runs or will.
