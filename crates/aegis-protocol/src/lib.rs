@@ -6,6 +6,7 @@
 //! proxy can read another message than the one that was decided. Whatever is unknown here is an
 //! error value and never a string that travels on.
 
+pub mod hooks;
 pub mod json;
 pub mod jsonrpc;
 pub mod kernel;

@@ -9,6 +9,7 @@
 mod approvals;
 mod asking;
 mod forwarding;
+mod hooks;
 mod kernel_api;
 mod ledger;
 mod limits;
