@@ -7,7 +7,7 @@
 #   e2e/setup.sh where TARGET    print the folder or program of an installed target
 #   e2e/setup.sh list            print the targets
 #
-# Everything is pinned: versions here, in e2e/node/package-lock.json and sdk/typescript/package-lock.json, in e2e/python/*.txt and in the go.sum
+# Everything is pinned: versions here, in e2e/node, e2e/agents and sdk/typescript (package-lock.json), in e2e/python/*.txt and in the go.sum
 # of each Go module. It goes to ${AEGIS_CACHE:-~/.cache/aegis}, keyed by version; nothing is done twice, and two
 # runs at once wait for each other where they install the same. Only `postgres`, `haproxy`, `prometheus` and `containerd`
 # touch the system (Debian's packages), and only as root.
@@ -23,7 +23,7 @@ NEXTEST_VERSION=0.9.151
 DENY_VERSION=0.20.2
 HELM_VERSION=4.3.1
 
-TARGETS="node24 mcp-node mcp-python sdk-node sdk-python sdk-crewai opa nextest cargo-deny postgres agent-toolkit envoy haproxy kubernetes containerd coredns helm prometheus"
+TARGETS="node24 mcp-node mcp-python sdk-node sdk-python sdk-crewai agents opa nextest cargo-deny postgres agent-toolkit envoy haproxy kubernetes containerd coredns helm prometheus"
 DEFAULTS="node24 mcp-node mcp-python opa"
 
 say() { printf '%-12s %s\n' "$1" "$2"; }
@@ -120,6 +120,11 @@ install_mcp-python() {
 # What the SDKs are tested with: the frameworks whose tools they govern.
 install_sdk-node() {
   fill sdk-node "the AI SDK, TypeScript" "$(where sdk-node)" into_node_modules "$HERE/../sdk/typescript"
+}
+
+# The coding agents whose hooks Aegis answers. Their programs are in packages for this platform alone.
+install_agents() {
+  fill agents "Claude Code, Codex, Gemini CLI, Copilot CLI" "$(where agents)" into_node_modules "$HERE/agents"
 }
 
 install_sdk-python() {
@@ -267,6 +272,7 @@ where() {
     mcp-node) echo "$TOOLS/mcp-node-$(key "$HERE/node/package-lock.json")" ;;
     mcp-python) venv_path mcp ;;
     sdk-node) echo "$TOOLS/sdk-node-$(key "$HERE/../sdk/typescript/package-lock.json")" ;;
+    agents) echo "$TOOLS/agents-$(key "$HERE/agents/package-lock.json")" ;;
     sdk-python) venv_path sdk ;;
     sdk-crewai) venv_path crewai ;;
     mcp-sqlite) venv_path sqlite ;;

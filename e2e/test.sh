@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-PHASES=${AEGIS_PHASES:-setup format build lints nextest doctests generated policies approval sdk deny up cluster}
+PHASES=${AEGIS_PHASES:-setup format build lints nextest doctests generated policies approval sdk hooks deny up cluster}
 export AEGIS_CACHE=${AEGIS_CACHE:-$HOME/.cache/aegis}
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$AEGIS_CACHE/target}
 export PATH="$AEGIS_CACHE/bin:$PATH"
@@ -22,7 +22,7 @@ phase() {
 }
 
 setup() {
-  local targets=(node24 mcp-node mcp-python sdk-node sdk-python sdk-crewai opa nextest cargo-deny)
+  local targets=(node24 mcp-node mcp-python sdk-node sdk-python sdk-crewai agents opa nextest cargo-deny)
   if [[ $(id -u) == 0 ]]; then targets+=(postgres kubernetes containerd coredns helm prometheus); fi
   ./e2e/setup.sh "${targets[@]}"
 }
@@ -53,6 +53,11 @@ approval() {
 }
 # The SDKs with the frameworks whose tools they govern, and one action at every enforcement point.
 sdk() { AEGIS_BIN="$CARGO_TARGET_DIR/debug/aegis" ./e2e/sdk/test.sh; }
+# Real coding agents with a scripted model: refused by a policy, and when the daemon is away.
+hooks() {
+  PATH="$(./e2e/setup.sh where node24)/bin:$PATH" PYTHONDONTWRITEBYTECODE=1 python3 e2e/hooks/test.py \
+    --aegis "$CARGO_TARGET_DIR/debug/aegis" --tools "$(./e2e/setup.sh where agents)"
+}
 deny() { cargo deny --log-level error check bans licenses sources; }
 # The quick start itself, as its reader runs it: without a terminal, and ended once it has shown all.
 up() { AEGIS_BIN="$CARGO_TARGET_DIR/debug/aegis" AEGIS_DEMO=once ./e2e/up.sh; }
@@ -76,6 +81,7 @@ phase generated generated
 phase policies policies
 phase approval approval
 phase sdk sdk
+phase hooks hooks
 phase deny deny
 phase up up
 phase cluster cluster
