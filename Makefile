@@ -5,7 +5,7 @@ export AEGIS_CACHE ?= $(HOME)/.cache/aegis
 export CARGO_TARGET_DIR ?= $(AEGIS_CACHE)/target
 export PATH := $(AEGIS_CACHE)/bin:$(PATH)
 
-.PHONY: help up test check bench conformance e2e editor gen fmt clean
+.PHONY: help up test check bench conformance e2e hooks editor gen fmt clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -31,6 +31,12 @@ e2e: ## A real Kubernetes node, the charts on it, two agent pods and ways round 
 	cargo build --quiet --workspace --all-targets
 	@AEGIS_BIN=$(CARGO_TARGET_DIR)/debug/aegis ./e2e/cluster/check.sh
 	@AEGIS_BINARIES=$${AEGIS_BINARIES:-$(CARGO_TARGET_DIR)/debug} ./e2e/cluster/agents.sh
+
+hooks: ## Real coding agents with a scripted model, governed by their hooks; installs them (1.1 GB)
+	@./e2e/setup.sh node24 agents
+	cargo build --quiet --workspace --all-targets
+	@PATH="$$(./e2e/setup.sh where node24)/bin:$$PATH" PYTHONDONTWRITEBYTECODE=1 python3 e2e/hooks/test.py \
+	  --aegis "$(CARGO_TARGET_DIR)/debug/aegis" --tools "$$(./e2e/setup.sh where agents)"
 
 editor: ## The VS Code extension in a real editor with a real daemon; installs code-server and Chromium (root)
 	@./e2e/setup.sh extension chromium editor

@@ -12,7 +12,9 @@ mod child;
 mod cluster;
 mod completions;
 mod explain;
+mod hook;
 mod init;
+mod integrate;
 mod log;
 mod names;
 mod output;
@@ -67,6 +69,8 @@ struct Global {
 enum Command {
     Up(up::Args),
     Wrap(wrap::Args),
+    Hook(hook::Args),
+    Integrate(integrate::Args),
     Init(init::Args),
     Status(status::Args),
     Approvals(approvals::Args),
@@ -153,6 +157,9 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
     match cli.command {
         Command::Up(args) => up::run(args).await.map(|()| Outcome::Done),
         Command::Wrap(args) => wrap::run(args, &cx.client).await.map(Outcome::Exit),
+        // Blocking, and the last thing that this process does.
+        Command::Hook(args) => Ok(Outcome::Exit(hook::run(args, cx.client.socket().to_owned()))),
+        Command::Integrate(args) => integrate::run(&args, cx.client.socket()),
         Command::Init(args) => init::run(&args),
         Command::Status(args) => status::run(args, &cx).await,
         Command::Approvals(args) => approvals::run(args, &cx).await,

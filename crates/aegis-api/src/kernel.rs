@@ -6,6 +6,7 @@
 //! | `POST /access/v1/evaluations` | AuthZEN's access evaluations | [`Evaluations`], or [`Evaluation`] |
 //! | `GET /.well-known/authzen-configuration` | | [`Configuration`] |
 //! | `POST /v1/data/aegis/decision` | OPA's `{"input": …}` | [`DataResult`] |
+//! | `POST /v1/hooks/AGENT` | the payload of a coding agent's hook | [`Evaluation`] |
 //! | `POST /v1/outcomes` | [`OutcomeReport`] | [`OutcomeTaken`] |
 //! | `GET /v1/events` | | server-sent events: [`PolicyEvent`] and [`EntryEvent`] |
 //!

@@ -7,6 +7,7 @@
 //! error value and never a string that travels on.
 
 pub mod a2a;
+pub mod hooks;
 pub mod json;
 pub mod jsonrpc;
 pub mod kernel;

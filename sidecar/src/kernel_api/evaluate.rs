@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use aegis_api::kernel::{DecisionContext, Evaluation};
 use aegis_audit::entry::Outcome;
 use aegis_core::{
-    action::Action,
+    action::{Action, Protocol},
     approval::ApprovalState,
     decision::{Reason, Verdict},
     policy::Scope,
@@ -39,7 +39,9 @@ impl KernelApi {
         for question in questions {
             let answer = match question {
                 Ok(question) => self.evaluate(caller, question).await,
-                Err(error) => self.refuse(&caller.principal, &error).await,
+                Err(error) => {
+                    self.refuse(&caller.principal, error.reason(), error.to_string()).await
+                }
             };
             let last = match semantic {
                 Semantic::ExecuteAll => false,
@@ -54,13 +56,44 @@ impl KernelApi {
         answers
     }
 
+    /// Decides on actions of which all happen or none: the first that may not decides for all, and
+    /// those that were allowed before it end with nothing known of them.
+    pub(super) async fn evaluate_whole(
+        self: &Arc<Self>,
+        caller: &Caller,
+        actions: Vec<Action>,
+    ) -> Evaluation {
+        let reason = Reason::MalformedMessage;
+        let mut answer = Evaluation {
+            decision: false,
+            context: explained(Verdict::Deny, reason, reason.sentence().into()),
+        };
+        let mut allowed: Vec<String> = Vec::new();
+        for action in actions {
+            let question = Question { subject: None, action, namespace: None, approval: None };
+            answer = self.evaluate(caller, question).await;
+            if !answer.decision {
+                let (kernel, agent) = (&self.shared.kernel, &caller.principal.id);
+                for id in &allowed {
+                    self.open.report(kernel, agent, id, Outcome::Unknown).await;
+                }
+                break;
+            }
+            allowed.extend(answer.context.decision_id.clone());
+        }
+        answer
+    }
+
     /// Refuses and records what cannot be judged.
-    pub(super) async fn refuse(&self, principal: &Principal, error: &QuestionError) -> Evaluation {
-        let reason = error.reason();
+    pub(super) async fn refuse(
+        &self,
+        principal: &Principal,
+        reason: Reason,
+        message: String,
+    ) -> Evaluation {
         self.count(Verdict::Deny, reason);
         let index = self.shared.kernel.refuse(principal, NAME, reason, Map::new()).await;
-        let context =
-            DecisionContext { index, ..explained(Verdict::Deny, reason, error.to_string()) };
+        let context = DecisionContext { index, ..explained(Verdict::Deny, reason, message) };
         Evaluation { decision: false, context }
     }
 
@@ -181,7 +214,11 @@ impl KernelApi {
 fn context<'a>(caller: &'a Caller, question: &'a Question) -> Context<'a> {
     let own = caller.principal.id.namespace();
     let namespace = question.namespace.as_deref().or(own).unwrap_or("default");
-    let mut context = Context::new(&caller.principal, Scope::Kernel, namespace);
+    let scope = match question.action.protocol {
+        Protocol::Ide => Scope::Ide,
+        _ => Scope::Kernel,
+    };
+    let mut context = Context::new(&caller.principal, scope, namespace);
     context.trace = caller.trace.as_deref();
     context
 }

@@ -9,6 +9,7 @@ use aegis_api::kernel::{
 use aegis_audit::entry::Outcome;
 use aegis_core::{Digest, decision::Reason};
 use aegis_protocol::{
+    hooks::{self, Agent},
     json::{self, Limits},
     kernel::{Asked, QuestionError, evaluation, evaluations, query},
 };
@@ -29,6 +30,10 @@ use crate::{
 
 /// How large a question may be.
 const LIMITS: Limits = Limits { size: 1 << 20, depth: 64 };
+/// How large a hook's payload may be: it holds the whole content of a file that is to be written.
+const HOOK_LIMITS: Limits = Limits { size: 4 << 20, depth: 64 };
+/// Where coding agents' hooks ask; the agent's name follows.
+const HOOKS: &str = "/v1/hooks/";
 /// How large a request's head may be. Bytes.
 const HEAD_BYTES: usize = 16 * 1024;
 /// How long a body may take.
@@ -129,17 +134,23 @@ impl Session {
         let (head, body) = request.into_parts();
         match (&head.method, head.uri.path()) {
             (&Method::POST, "/access/v1/evaluation") => {
-                let bytes = self.read(&caller, &head.headers, body).await?;
+                let bytes = self.read(&caller, &head.headers, body, LIMITS).await?;
                 let asked = evaluation(&bytes, LIMITS);
                 let asked = asked.map(|question| Asked::One(Box::new(question)));
                 self.asked(&caller, asked).await
             }
             (&Method::POST, "/access/v1/evaluations") => {
-                let bytes = self.read(&caller, &head.headers, body).await?;
+                let bytes = self.read(&caller, &head.headers, body, LIMITS).await?;
                 self.asked(&caller, evaluations(&bytes, LIMITS)).await
             }
+            (&Method::POST, path) if path.starts_with(HOOKS) => {
+                let named = path.strip_prefix(HOOKS).and_then(Agent::named);
+                let agent = named.ok_or_else(no_agent)?;
+                let bytes = self.read(&caller, &head.headers, body, HOOK_LIMITS).await?;
+                Ok(sent(StatusCode::OK, &self.hook(&caller, agent, &bytes).await))
+            }
             (&Method::POST, "/v1/data/aegis/decision") => {
-                let bytes = self.read(&caller, &head.headers, body).await?;
+                let bytes = self.read(&caller, &head.headers, body, LIMITS).await?;
                 let Evaluation { decision, context } = match query(&bytes, LIMITS) {
                     Ok(question) => self.api.evaluate(&caller, question).await,
                     Err(error) => self.refused(&caller, &error).await?,
@@ -149,7 +160,7 @@ impl Session {
                 Ok(sent(StatusCode::OK, &DataResult { decision_id, result }))
             }
             (&Method::POST, "/v1/outcomes") => {
-                let bytes = self.read(&caller, &head.headers, body).await?;
+                let bytes = self.read(&caller, &head.headers, body, LIMITS).await?;
                 self.outcome(&caller, &bytes).await
             }
             (&Method::GET, "/v1/events") => Ok(self.events(caller)),
@@ -201,11 +212,12 @@ impl Session {
         caller: &Caller,
         headers: &HeaderMap,
         body: Incoming,
+        limits: Limits,
     ) -> Result<Bytes, Refusal> {
         let reason = if !is_json(headers) || headers.contains_key(header::CONTENT_ENCODING) {
             Reason::MalformedMessage
         } else {
-            let read = Limited::new(body, LIMITS.size).collect();
+            let read = Limited::new(body, limits.size).collect();
             match tokio::time::timeout(BODY_TIMEOUT, read).await {
                 Ok(Ok(collected)) => return Ok(collected.to_bytes()),
                 Ok(Err(error)) if error.is::<LengthLimitError>() => Reason::MessageTooLarge,
@@ -239,10 +251,21 @@ impl Session {
         Ok(sent(StatusCode::OK, &answer))
     }
 
+    /// Decides on what a coding agent's hook was told. What cannot be judged is denied and recorded.
+    async fn hook(&self, caller: &Caller, agent: Agent, bytes: &[u8]) -> Evaluation {
+        match hooks::read(agent, bytes, HOOK_LIMITS) {
+            Ok(hook) => self.api.evaluate_whole(caller, hook.actions).await,
+            Err(error) => {
+                let (reason, message) = (error.reason(), error.to_string());
+                self.api.refuse(&caller.principal, reason, message).await
+            }
+        }
+    }
+
     /// Records what cannot be judged. An action that nothing is known of is denied; what is no
     /// question at all is told so.
     async fn refused(&self, caller: &Caller, error: &QuestionError) -> Result<Evaluation, Refusal> {
-        let denied = self.api.refuse(&caller.principal, error).await;
+        let denied = self.api.refuse(&caller.principal, error.reason(), error.to_string()).await;
         match error {
             QuestionError::Method
             | QuestionError::Name { .. }
@@ -299,6 +322,12 @@ impl Session {
             policy_decision_point: point,
         }
     }
+}
+
+fn no_agent() -> Refusal {
+    let names: Vec<&str> = Agent::ALL.into_iter().map(Agent::as_str).collect();
+    let message = format!("there are hooks of {}, and of no other agent", names.join(", "));
+    Refusal(StatusCode::NOT_FOUND, Reason::MethodUnknown, message)
 }
 
 /// How long a caller wants to be held (RFC 7240, `wait`).

@@ -22,15 +22,15 @@ use crate::{
 };
 
 /// A decision point with its doors.
-struct Point {
-    world: World,
+pub(crate) struct Point {
+    pub(crate) world: World,
     folder: tempfile::TempDir,
     address: SocketAddr,
     serving: tokio::task::JoinHandle<()>,
 }
 
 impl Point {
-    async fn in_world(world: World) -> Self {
+    pub(crate) async fn in_world(world: World) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = UnixListener::bind(folder.path().join("kernel.sock")).unwrap();
         let loopback = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -41,7 +41,7 @@ impl Point {
         Self { world, folder, address, serving }
     }
 
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::in_world(world().await).await
     }
 
@@ -53,11 +53,11 @@ impl Point {
         sender
     }
 
-    async fn post(&self, path: &str, body: &Value) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Answer {
         send(&mut self.connect().await, Method::POST, path, &[], body.to_string()).await
     }
 
-    async fn evaluate(&self, body: &Value) -> Value {
+    pub(crate) async fn evaluate(&self, body: &Value) -> Value {
         let answer = self.post("/access/v1/evaluation", body).await;
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
         answer.json()
@@ -163,6 +163,7 @@ async fn a_stranger_is_told_nothing_and_counted() {
     for (method, path) in [
         (Method::POST, "/access/v1/evaluation"),
         (Method::POST, "/v1/outcomes"),
+        (Method::POST, "/v1/hooks/claude-code"),
         (Method::GET, "/v1/events"),
         (Method::GET, "/.well-known/authzen-configuration"),
     ] {
@@ -173,7 +174,7 @@ async fn a_stranger_is_told_nothing_and_counted() {
     assert_eq!(point.decided().await, []);
     point.world.route.shared.refusals.flush(&point.world.kernel).await;
     let counted = point.world.recorded(Kind::Refusals, 1).await;
-    assert_eq!(counted[0].detail["count"], 4);
+    assert_eq!(counted[0].detail["count"], 5);
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ mod asking;
 mod egress;
 mod forwarding;
 mod grants;
+mod hooks;
 mod kernel_api;
 mod ledger;
 mod limits;

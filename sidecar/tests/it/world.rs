@@ -57,6 +57,23 @@ rules: [{ name: secret, effect: deny }]
 pub(crate) const STRICTER: &[&str] =
     &["rules: [{ name: all, effect: allow }, { name: no-echo, effect: deny, tools: [echo] }]"];
 
+/// What coding agents may do; `drop` is forbidden wherever it is asked for.
+pub(crate) const DESK: &[&str] = &[
+    r"
+scopes: [ide]
+rules:
+  - { name: all, effect: allow }
+  - { name: no-deleting, effect: deny, when: [{ argument: $.command, operator: matches, value: '^rm ' }], reason: Nothing is deleted here. }
+  - { name: no-writes-outside, effect: deny, when: [{ field: action.resource, operator: matches, value: '^/outside/' }], reason: Outside is not yours. }
+",
+    r"
+match: { servers: [shop] }
+rules:
+  - { name: rest, effect: allow }
+  - { name: no-drop, effect: deny, tools: [drop], reason: Nothing is dropped. }
+",
+];
+
 /// The agent of every test.
 pub(crate) const AGENT: &str = "spiffe://acme.example/ns/shop/sa/bot/agent/buyer";
 
