@@ -1,13 +1,15 @@
 """Real coding agents, governed by `aegis integrate`, against a scripted model and a real daemon.
 
 Each agent is asked by its model to delete a folder. The policy pack for coding agents refuses, and: the folder is
-still there, the model was told why, the ledger has the decision. A harmless command runs. Then the daemon hangs, answers
-nonsense and is away: nothing runs. How long a hook takes as a whole process is printed, and never asserted.
+still there, the model was told why, the ledger has the decision. A harmless command runs. Then the daemon hangs, is away,
+and somebody answers nonsense in its place: nothing runs. How long a hook takes as a whole process is printed, and never
+asserted.
 
     test.py --aegis PATH --tools FOLDER_OF_AGENTS [AGENT…]
 """
 
 import argparse
+import http.client
 import json
 import os
 import pathlib
@@ -126,7 +128,8 @@ def governed(desk):
 
 def unreachable(desks, domain):
     domain.process.send_signal(signal.SIGSTOP)
-    desks[0].is_refused("the daemon hangs", "no answer within")
+    for desk in desks:
+        desk.is_refused("the daemon hangs", "no answer within")
     domain.close()
     for desk in desks:
         desk.is_refused("the daemon is away", "does not answer")
@@ -148,7 +151,8 @@ def unreachable(desks, domain):
                     connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 17\r\n\r\n{\"decision\":true}")
 
         threading.Thread(target=answer, daemon=True).start()
-        desks[0].is_refused("nonsense is answered", "no Aegis daemon of this version")
+        for desk in desks:
+            desk.is_refused("nonsense is answered", "no Aegis daemon of this version")
         listener.shutdown(socket.SHUT_RDWR)
 
 
@@ -163,20 +167,44 @@ def gone(desk, aegis):
 
 
 def measure(domain, folder):
-    small = pathlib.Path(domain.aegis).with_name("aegis-hook")
+    """What an agent waits for, beside what it takes to start any process at all."""
+    small = str(pathlib.Path(domain.aegis).with_name("aegis-hook"))
     payload = {"hook_event_name": "PreToolUse", "cwd": str(folder), "tool_name": "Bash", "tool_input": {"command": "ls"}}
-    commands = {"aegis hook": [domain.aegis, "hook"], "aegis-hook": [str(small)]}
+    payload = json.dumps(payload).encode()
+    asking = ["--agent", "claude-code", "--kernel-socket", str(domain.state / "kernel.sock")]
+    rounds, warm = 200, 20
+    print(f"measured: {rounds} of each after {warm} to warm up, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; "
+          f"{domain.aegis}", flush=True)
+    commands = {"true": ["true"], "aegis-hook": [small, *asking], "aegis hook": [domain.aegis, "hook", *asking]}
     for name, command in commands.items():
-        command = [*command, "--agent", "claude-code", "--kernel-socket", str(domain.state / "kernel.sock")]
         samples = []
-        for _ in range(220):
+        for _ in range(warm + rounds):
             start = time.perf_counter_ns()
-            done = subprocess.run(command, input=json.dumps(payload).encode(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            done = subprocess.run(command, input=payload, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             samples.append((time.perf_counter_ns() - start) / 1000)
             if done.returncode != 0:
                 sys.exit(f"{name}: {done.stderr.decode()}")
-        samples = sorted(samples[20:])
-        print(f"measured: {name:12} whole process  p50 {samples[100]:6.0f} µs   p99 {samples[198]:6.0f} µs", flush=True)
+        samples = sorted(samples[warm:])
+        print(f"measured: {name:12} whole process  p50 {samples[rounds // 2]:6.0f} µs   p99 {samples[rounds * 99 // 100]:6.0f} µs", flush=True)
+    measure_exchange(domain, payload, rounds, warm)
+
+
+def measure_exchange(domain, payload, rounds, warm):
+    """The same question on one connection that stays open: what is left of a hook without its process."""
+    connection = http.client.HTTPConnection("localhost")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(str(domain.state / "kernel.sock"))
+    samples = []
+    for _ in range(warm + rounds):
+        start = time.perf_counter_ns()
+        connection.request("POST", "/v1/hooks/claude-code", payload, {"content-type": "application/json"})
+        answer = json.loads(connection.getresponse().read())
+        samples.append((time.perf_counter_ns() - start) / 1000)
+        if not answer["decision"]:
+            sys.exit(f"the kernel API: {answer}")
+    connection.close()
+    samples = sorted(samples[warm:])
+    print(f"measured: {'over HTTP':12} open connection p50 {samples[rounds // 2]:6.0f} µs   p99 {samples[rounds * 99 // 100]:6.0f} µs", flush=True)
 
 
 def undone(desk):

@@ -1,3 +1,5 @@
+//! What `aegis integrate` writes into an agent's files, leaves in them, and takes out again.
+
 use serde_json::json;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! What a hook says when its daemon answers, hangs, lies or is away.
+
 use std::os::unix::net::UnixListener;
 
 use super::*;

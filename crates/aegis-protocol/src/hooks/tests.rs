@@ -1,3 +1,5 @@
+//! Payloads of every agent, read as the actions that they are, and what is no payload.
+
 use aegis_core::action::{ActionKind, Protocol};
 use serde_json::{Value, json};
 
