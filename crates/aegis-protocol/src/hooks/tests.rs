@@ -94,10 +94,12 @@ fn a_command_is_a_command_at_every_agent() {
     }
 }
 
-#[test]
-fn a_file_is_named_by_its_absolute_path() {
-    use ActionKind::{FileRead, FileWrite};
-    let cases = [
+use ActionKind::{FileRead, FileWrite};
+
+type File = (Agent, Value, ActionKind, &'static str);
+
+fn files_of_command_lines() -> Vec<File> {
+    vec![
         (
             Agent::ClaudeCode,
             claude("Write", &json!({ "file_path": "/work/a/../.env", "content": "x" })),
@@ -142,6 +144,11 @@ fn a_file_is_named_by_its_absolute_path() {
             "/work/a",
         ),
         (Agent::Copilot, copilot("view", &json!({ "path": "/a" })), FileRead, "/a"),
+    ]
+}
+
+fn files_of_editors() -> Vec<File> {
+    vec![
         (
             Agent::Cursor,
             cursor(
@@ -179,8 +186,12 @@ fn a_file_is_named_by_its_absolute_path() {
             "/work/src/main.ts",
         ),
         (Agent::Vscode, vscode("read_file", &json!({ "filePath": "/a" })), FileRead, "/a"),
-    ];
-    for (agent, payload, kind, path) in cases {
+    ]
+}
+
+#[test]
+fn a_file_is_named_by_its_absolute_path() {
+    for (agent, payload, kind, path) in [files_of_command_lines(), files_of_editors()].concat() {
         let (judged_as, named, arguments) = judged(agent, &payload);
         assert_eq!((judged_as, named.as_str()), (kind, path), "{payload}");
         if payload.to_string().contains("content") && !payload.to_string().contains("attachments") {
