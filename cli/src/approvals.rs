@@ -161,6 +161,9 @@ fn show(view: &ApprovalView) -> Text {
     if let Some(tool) = &view.tool {
         text.field("tool", tool);
     }
+    if let Some(resource) = &view.resource {
+        text.field("resource", resource);
+    }
     text.field("arguments", &view.arguments);
     text.field("digest", view.digest);
     text.field("why", format!("{} ({})", view.message, view.reason));

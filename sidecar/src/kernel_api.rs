@@ -7,11 +7,13 @@
 //! loopback with a token beside the attestation, by the daemon of one machine or a pod's sidecar.
 //!
 //! `request` reads one, bounded; `evaluate` decides; `outcomes` keeps what is
-//! allowed and not concluded; [`Feed`] tells agents what is recorded about them.
+//! allowed and not concluded; [`Feed`] tells agents what is recorded about them. `preview` answers what
+//! would be decided, without any effect, and who the caller is.
 
 mod evaluate;
 mod events;
 mod outcomes;
+mod preview;
 mod request;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -27,10 +29,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::{attest::Attested, route::Shared};
 
-pub use events::{Feed, feed};
+pub use events::{Feed, Told, feed};
 pub use request::Token;
 
 use outcomes::OpenDecisions;
+use preview::Previews;
 
 /// The name under which strangers are counted, and decisions: what a caller names is no label.
 const NAME: &str = "kernel";
@@ -43,10 +46,15 @@ static ATTESTING: Semaphore = Semaphore::const_new(2);
 /// How long to wait when no connection can be accepted, as when descriptors run out.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// Whether an agent's own user could undo here what is decided.
+pub type IsAdvisory = Box<dyn Fn() -> bool + Send + Sync>;
+
 /// The kernel API of one decision domain.
 pub struct KernelApi {
     shared: Arc<Shared>,
     feed: Feed,
+    advisory: IsAdvisory,
+    previews: Previews,
     open: OpenDecisions,
     held: Held<u32>,
 }
@@ -76,11 +84,12 @@ impl std::fmt::Debug for KernelApi {
 }
 
 impl KernelApi {
-    /// One that decides by `shared`'s kernel and tells agents what `feed` has seen.
+    /// One that decides by `shared`'s kernel, tells agents what `feed` has seen, and says to callers
+    /// whether its decisions are `advisory`.
     #[must_use]
-    pub fn new(shared: Arc<Shared>, feed: Feed) -> Arc<Self> {
+    pub fn new(shared: Arc<Shared>, feed: Feed, advisory: IsAdvisory) -> Arc<Self> {
         let (open, held) = (OpenDecisions::default(), Held::new(OF_ONE));
-        Arc::new(Self { shared, feed, open, held })
+        Arc::new(Self { shared, feed, advisory, previews: Previews::default(), open, held })
     }
 
     /// Serves until the process drains; returns when every connection has ended, and whatever was

@@ -8,6 +8,8 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, 
 pub struct Metrics {
     /// `aegis_sidecar_decisions_total{server,verdict,reason}`
     pub decisions: IntCounterVec,
+    /// `aegis_sidecar_previews_total{verdict}`
+    pub previews: IntCounterVec,
     /// `aegis_sidecar_exchanges_open`
     pub open: IntGauge,
     /// `aegis_sidecar_held_calls`
@@ -33,6 +35,10 @@ impl Metrics {
                 Opts::new("aegis_sidecar_decisions_total", "Decisions by verdict and reason."),
                 &["server", "verdict", "reason"],
             )?,
+            previews: IntCounterVec::new(
+                Opts::new("aegis_sidecar_previews_total", "What would be decided, by verdict."),
+                &["verdict"],
+            )?,
             open: IntGauge::new("aegis_sidecar_exchanges_open", "Exchanges that await an answer.")?,
             held: IntGauge::new("aegis_sidecar_held_calls", "Calls that wait for a human.")?,
             decision_seconds: Histogram::with_opts(
@@ -53,6 +59,7 @@ impl Metrics {
         };
         registry.register(Box::new(metrics.uncovered.clone()))?;
         registry.register(Box::new(metrics.decisions.clone()))?;
+        registry.register(Box::new(metrics.previews.clone()))?;
         registry.register(Box::new(metrics.open.clone()))?;
         registry.register(Box::new(metrics.held.clone()))?;
         registry.register(Box::new(metrics.decision_seconds.clone()))?;

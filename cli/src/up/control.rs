@@ -21,6 +21,7 @@ use prometheus::{Encoder as _, TextEncoder};
 use super::{attest::now, daemon::Daemon, guesses::Confirms};
 
 mod approvals;
+mod events;
 mod gate;
 mod listener;
 mod people;
@@ -30,7 +31,7 @@ mod wrap;
 
 pub(super) use gate::Gates;
 pub(super) use listener::serve;
-pub(super) use people::read_totp;
+pub(super) use people::{advisory, read_totp};
 pub(super) use wrap::wrap_line;
 
 use people::{by_hand, for_operators};
@@ -68,6 +69,7 @@ fn control(daemon: &Arc<Daemon>) -> anyhow::Result<Router> {
         .route("/v1/status", get(standing::status))
         .route("/v1/approvals", get(approvals::approvals))
         .route("/v1/approvals/{id}", get(approvals::approval).post(approvals::vote))
+        .route("/v1/events", get(events::events))
         .route("/v1/trust", get(trust).post(adjust_trust))
         .route("/v1/explain", post(question::explain_action))
         .route("/v1/tools", get(tools).post(pin_tool))

@@ -4,7 +4,14 @@ mod folder;
 mod opening;
 mod upstreams;
 
-use std::{collections::BTreeMap, fs, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use aegis_audit::{Draft, Kind, Location, Outcome};
 use aegis_ca::{Applications, IdentityManager, WorkloadSocket};
@@ -13,7 +20,7 @@ use aegis_kernel::{Kernel, State, trust_book};
 use aegis_policy::{Compiler, ModuleCache, Opa, PolicyState, PolicyStatus};
 use aegis_sidecar::{
     Attest, KernelApi, Reachable, Route, Shared,
-    kernel_api::{Door, feed},
+    kernel_api::{Door, Feed, IsAdvisory, feed},
     metrics::Metrics,
     refusals::Refusals,
 };
@@ -89,12 +96,20 @@ pub(super) struct Daemon {
     admin: TcpListener,
     control: UnixListener,
     kernel_api: Arc<KernelApi>,
+    /// What the ledger has committed, as it comes.
+    pub(super) feed: Feed,
     /// Where the kernel API is on loopback, if it was asked for.
     kernel_address: Option<SocketAddr>,
     doors: Mutex<Vec<Door>>,
     workload: Mutex<Option<WorkloadSocket>>,
     tasks: TaskTracker,
     drain: CancellationToken,
+}
+
+/// Whether the daemon's decisions are advisory; one that is not there any more decides nothing.
+fn is_advisory(daemon: &Weak<Daemon>) -> IsAdvisory {
+    let daemon = Weak::clone(daemon);
+    Box::new(move || daemon.upgrade().is_none_or(|daemon| !control::advisory(&daemon).is_empty()))
 }
 
 impl Daemon {
@@ -114,8 +129,7 @@ impl Daemon {
         let doors = kernel::doors(args, &sockets).await?;
         let (book, observer) = trust_book();
         let (feed, tells) = feed();
-        let observers = vec![observer, tells];
-        let (journal, location) = opening::open_journal(args, observers).await?;
+        let (journal, location) = opening::open_journal(args, vec![observer, tells]).await?;
         let compiler =
             Compiler::new(Opa::locate()?, Some(ModuleCache::open(args.state.join("policies"))?));
         let authority = identity::open(&args.state.join("ca"), &args.trust_domain, &journal)?;
@@ -131,9 +145,9 @@ impl Daemon {
             reachable: Reachable::Everything,
             drain: drain.clone(),
         });
-        let kernel_api = KernelApi::new(Arc::clone(&shared), feed);
+        let totp = Mutex::new(control::read_totp(&args.state)?);
         let workload = WorkloadSocket::bind(sockets.join("workload").join("api.sock")).await?;
-        let daemon = Arc::new(Self {
+        let daemon = Arc::new_cyclic(|this: &Weak<Self>| Self {
             config,
             sockets,
             operators,
@@ -144,13 +158,13 @@ impl Daemon {
             kernel,
             attest,
             authority,
-            shared,
+            shared: Arc::clone(&shared),
             routes: Mutex::default(),
             policies: Mutex::default(),
             problems: Mutex::default(),
             guesses: Arc::default(),
             gates: control::Gates::default(),
-            totp: Mutex::new(control::read_totp(&args.state)?),
+            totp,
             metrics,
             last: Mutex::default(),
             reloading: tokio::sync::Mutex::default(),
@@ -158,7 +172,8 @@ impl Daemon {
             compiler,
             admin,
             control,
-            kernel_api,
+            kernel_api: KernelApi::new(Arc::clone(&shared), feed.clone(), is_advisory(this)),
+            feed,
             kernel_address: doors.address,
             doors: Mutex::new(doors.all),
             workload: Mutex::new(Some(workload)),
@@ -177,6 +192,11 @@ impl Daemon {
         let broken: Vec<String> =
             failed.map(|status| format!("policy {}: {}", status.policy, status.message)).collect();
         if broken.is_empty() { Ok(()) } else { Err(nothing_to_keep("policies", broken)) }
+    }
+
+    /// Completes when the process begins to drain.
+    pub(super) fn draining(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.drain.clone().cancelled_owned()
     }
 
     /// Says where everything is.

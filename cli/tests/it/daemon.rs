@@ -215,6 +215,7 @@ fn approval(state: &str, arguments: Value) -> ApprovalView {
         server: "files".into(),
         method: "tools/call".into(),
         tool: Some("write_file".into()),
+        resource: None,
         arguments,
         digest: Digest::of(b"x"),
         message: "Changes wait for a human.".into(),

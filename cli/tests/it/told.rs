@@ -1,7 +1,13 @@
-//! What the daemon tells of itself: changes of the folder, unknown names, another daemon.
+//! What the daemon tells of itself: changes of the folder, unknown names, another daemon, and what is
+//! recorded, as it comes.
+
+use std::path::Path;
 
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpStream, UnixStream},
+};
 
 use crate::{
     fixture::{command, text},
@@ -131,4 +137,88 @@ async fn a_server_can_be_started_as_another_user() {
         serde_json::from_str(answer["result"]["content"][0]["text"].as_str().unwrap()).unwrap();
     let expected = json!([nobody.uid.as_raw(), nobody.gid.as_raw(), [], text(&nobody.dir)]);
     assert_eq!(told, expected);
+}
+
+const ASKS: &str = "---
+apiVersion: aegis.dev/v1alpha1
+kind: AgentPolicy
+metadata: { name: editor }
+spec:
+  match: { servers: [editor] }
+  rules: [{ name: ask, effect: require_approval, reason: A person looks at it. }]
+";
+
+/// A request on a socket, whose answer is still to be read.
+async fn sent(socket: &Path, method: &str, path: &str, body: &str) -> UnixStream {
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream
+}
+
+async fn asked(socket: &Path, method: &str, path: &str, body: &Value) -> Value {
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    let mut stream = sent(socket, method, path, &body).await;
+    let mut answer = String::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+}
+
+/// Reads on until all of it holds `words`.
+async fn heard(stream: &mut UnixStream, all: &mut String, words: &str) {
+    while !all.contains(words) {
+        let mut part = vec![0; 4096];
+        let read = tokio::time::timeout(PATIENCE, stream.read(&mut part)).await;
+        let length = read.unwrap_or_else(|_| panic!("no {words} in {all}")).unwrap();
+        assert!(length > 0, "the stream ended without {words}: {all}");
+        all.push_str(std::str::from_utf8(&part[..length]).unwrap());
+    }
+}
+
+#[tokio::test]
+async fn operators_hear_of_approvals_as_they_come_and_a_preview_is_none() {
+    let server = Server::start().await;
+    let mut live = Live::start(&format!("{}{ASKS}", server.document), &[]).await;
+    let (control, kernel) = (live.state().join("control.sock"), live.state().join("kernel.sock"));
+    let question = json!({
+        "subject": { "type": "agent", "id": "self" },
+        "action": { "name": "file.write", "properties": { "content": "x" } },
+        "resource": { "type": "file", "id": "/work/a.txt", "properties": { "server": "editor" } },
+    });
+    let who = asked(&kernel, "GET", "/v1/self", &Value::Null).await;
+    assert!(who["agent"].as_str().unwrap().ends_with("/agent/bot"), "{who}");
+    // The daemon runs under the agent's own user.
+    assert_eq!((&who["mode"], &who["sponsor"]), (&json!("advisory"), &json!("ada@acme.example")));
+    let before = asked(&kernel, "POST", "/v1/preview", &question).await;
+    assert_eq!(
+        (&before["verdict"], &before["approval"]),
+        (&json!("require_approval"), &Value::Null)
+    );
+    assert_eq!(live.entries("decision").await.len(), 0);
+
+    let (mut events, mut all) = (sent(&control, "GET", "/v1/events", "").await, String::new());
+    heard(&mut events, &mut all, "event: open").await;
+    let held = asked(&kernel, "POST", "/access/v1/evaluation", &question).await;
+    let id = held["context"]["approval"].as_str().unwrap();
+    heard(&mut events, &mut all, "event: approval_requested").await;
+    heard(&mut events, &mut all, id).await;
+    assert!(all.contains("/agent/bot\"") && !all.contains("\"content\""), "{all}");
+    assert_eq!(asked(&kernel, "POST", "/v1/preview", &question).await["approval"], id);
+    live.aegis(&["approvals", "approve", id, "--comment", "looked"]).await.exits(0);
+    heard(&mut events, &mut all, "event: approval_vote").await;
+    assert!(!all.contains("looked"), "who voted how is in the ledger: {all}");
+    let view = asked(&control, "GET", &format!("/v1/approvals/{id}"), &Value::Null).await;
+    assert_eq!((&view["resource"], &view["state"]), (&json!("/work/a.txt"), &json!("approved")));
+    let shown = live.aegis(&["approvals", "show", id]).await.exits(0).stdout;
+    assert!(shown.contains("/work/a.txt"), "{shown}");
+    assert_eq!(asked(&kernel, "POST", "/v1/preview", &question).await["reason"], "approved");
+
+    // After a restart the question is still a whole one.
+    live.restart().await;
+    let view = asked(&control, "GET", &format!("/v1/approvals/{id}"), &Value::Null).await;
+    assert_eq!((&view["resource"], &view["state"]), (&json!("/work/a.txt"), &json!("approved")));
 }

@@ -6,6 +6,7 @@
 //! | `GET /v1/approvals` | | `[`[`ApprovalView`]`]` |
 //! | `GET /v1/approvals/{id}` | | [`ApprovalView`] |
 //! | `POST /v1/approvals/{id}` | [`VoteRequest`] | [`ApprovalView`] |
+//! | `GET /v1/events` | | server-sent events: [`EntryNotice`], named as the entry's kind |
 //! | `GET /v1/trust` | | `[`[`TrustView`]`]` |
 //! | `POST /v1/trust` | [`TrustAdjustment`] | [`TrustView`] |
 //! | `POST /v1/explain` | [`ActionQuestion`] | an explanation (see [`Explanation`]) |
@@ -145,6 +146,9 @@ pub struct ApprovalView {
     pub method: String,
     /// The tool, if one is named.
     pub tool: Option<String>,
+    /// What it acts on, such as a file's path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource: Option<String>,
     /// The arguments, redacted.
     pub arguments: Value,
     /// The digest that it is bound to.
@@ -196,6 +200,17 @@ pub struct VoteRequest {
     /// A one-time code.
     #[serde(default)]
     pub totp: Option<String>,
+}
+
+/// An entry of the ledger that was just committed and is about an agent: a decision, an outcome, an
+/// approval that is asked for, answered or used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EntryNotice {
+    /// The agent.
+    pub agent: String,
+    /// The entry, without its arguments.
+    #[serde(flatten)]
+    pub entry: crate::kernel::EntryEvent,
 }
 
 /// The trust in an agent.

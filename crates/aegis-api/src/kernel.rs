@@ -7,6 +7,8 @@
 //! | `GET /.well-known/authzen-configuration` | | [`Configuration`] |
 //! | `POST /v1/data/aegis/decision` | OPA's `{"input": …}` | [`DataResult`] |
 //! | `POST /v1/hooks/AGENT` | the payload of a coding agent's hook | [`Evaluation`] |
+//! | `POST /v1/preview` | as AuthZEN's access evaluation | [`Preview`] |
+//! | `GET /v1/self` | | [`Caller`] |
 //! | `POST /v1/outcomes` | [`OutcomeReport`] | [`OutcomeTaken`] |
 //! | `GET /v1/events` | | server-sent events: [`PolicyEvent`] and [`EntryEvent`] |
 //!
@@ -53,6 +55,51 @@ pub struct DecisionContext {
     /// The place of its record in the ledger, once it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index: Option<u64>,
+}
+
+/// What a question would be answered now. It permits nothing: it has no effect and no record, and an
+/// answer to the same question may be another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preview {
+    /// `allow`, `require_approval` or `deny`.
+    pub verdict: String,
+    /// The reason's stable code.
+    pub reason: String,
+    /// One sentence. Never quotes arguments.
+    pub message: String,
+    /// The approval that there is for this very action, waited for or given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<String>,
+}
+
+/// Who asks, as the daemon has it: who the operating system says is at the other end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Caller {
+    /// The agent.
+    pub agent: String,
+    /// The human who answers for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sponsor: Option<String>,
+    /// Its trust, 0..1000.
+    pub trust: u16,
+    /// AgentMesh's name for that.
+    pub standing: String,
+    /// Whether it is stopped: quarantined, suspended or revoked.
+    pub stopped: bool,
+    /// The lowest tier that an action of it has now: `L1`, `L2` or `L3`.
+    pub tier: String,
+    /// Whether decisions hold against the agent's own user.
+    pub mode: Mode,
+}
+
+/// Whether decisions hold against the agent's own user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// They do.
+    Enforced,
+    /// The agent's user could undo them; `aegis status` says how.
+    Advisory,
 }
 
 /// OPA's answer.

@@ -119,8 +119,8 @@ pub struct ActionMatch {
       "message": "`approvals` counts approvers; it needs the effect `require_approval` or `requireMfa: true`" },
     { "rule": "self.effect != 'deny' || !has(self.requireMfa) || !self.requireMfa",
       "message": "`requireMfa` has no meaning in a deny; remove it or use `require_approval`" },
-    { "rule": "self.effect != 'deny' || !has(self.obligations) || size(self.obligations) == 0",
-      "message": "`obligations` say what to do with an allowed message; a deny has none" },
+    { "rule": "self.effect != 'deny' || !has(self.obligations) || self.obligations.all(o, o.kind != 'redactResult')",
+      "message": "`redactResult` says what to do with the result of an allowed message; a deny has none" },
 ]))]
 pub struct Rule {
     /// The rule's name, unique in its policy; shown with every decision it determines.
@@ -295,7 +295,8 @@ pub enum RateScope {
     Instance,
 }
 
-/// What must be done to an allowed message. An enforcement point that cannot, denies.
+/// What must be done to an allowed message, and what is kept out of the record of any. An enforcement
+/// point that cannot, denies.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Obligation {
@@ -310,7 +311,7 @@ pub struct Obligation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum ObligationKind {
-    /// Keep these arguments out of the record.
+    /// Keep these arguments out of the record, also where the rule denies or only audits.
     RedactArgument,
     /// Replace what matches in every text of the result by `[redacted]`.
     RedactResult,

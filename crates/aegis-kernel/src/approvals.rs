@@ -21,6 +21,9 @@ use crate::permit::Approved;
 pub struct Question {
     /// The action as it is recorded, without its arguments.
     pub action: Map<String, Value>,
+    /// What it acts on, as it is recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource: Option<String>,
     /// The arguments, redacted.
     pub arguments: Value,
     /// Why it was asked: the deciding rule's sentence.
@@ -198,6 +201,7 @@ impl ApprovalBook {
                 let question = serde_json::from_value::<Question>(read("question"));
                 if let (Ok(request), Ok(mut question)) = (request, question) {
                     question.action.clone_from(&entry.action);
+                    question.resource.clone_from(&entry.resource);
                     question.arguments = entry.arguments.clone().unwrap_or_default();
                     self.open(Case { approval: Approval::new(request), question });
                 }

@@ -149,9 +149,9 @@ pub(crate) fn judge(
         engine.evaluate(&input, namespace)
     };
     judgement.combine(request, evaluation, thresholds, purpose);
-    // Nothing comes back through the kernel API that could be redacted there.
+    // Nothing comes back through the kernel API or a hook that could be redacted there.
     let unmet = |obligation: &Obligation| obligation.kind == ObligationKind::RedactResult;
-    if request.context.scope == Scope::Kernel
+    if matches!(request.context.scope, Scope::Kernel | Scope::Ide)
         && judgement.decision.verdict != Verdict::Deny
         && judgement.decision.obligations.iter().any(unmet)
     {
@@ -282,6 +282,11 @@ impl Judgement {
         let decision = &mut self.decision;
         decision.findings = findings(&evaluation);
         decision.obligations = evaluation.obligations().cloned().collect();
+        if evaluation.has_failures() {
+            // What it would have kept out of the record is not known.
+            let (kind, target) = (ObligationKind::RedactArgument, "$".to_owned());
+            decision.obligations.push(Obligation { kind, target });
+        }
         decision.rates = rates(&evaluation);
         self.policies = policies_digest(
             decision.findings.iter().map(|finding| (finding.policy.as_str(), finding.digest)),

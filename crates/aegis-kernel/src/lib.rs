@@ -44,7 +44,7 @@ pub use judge::Judgement;
 pub use permit::{Approved, Permit, Receipt, Record};
 pub use principal::{Principal, Registration, Registry};
 pub use record::Ending;
-pub use request::{Context, Judged, Provenance, Refusal, Request, Shown};
+pub use request::{Context, Judged, Preview, Provenance, Refusal, Request, Shown};
 pub use state::{State, Thresholding};
 
 use crate::{
@@ -294,6 +294,25 @@ impl Kernel {
         judge::judge(self, request, self.now(), judge::Purpose::Act)
     }
 
+    /// What [`Kernel::decide`] would say now, for whoever only wants to know. It permits nothing and
+    /// has no effect: nothing is recorded, so no trust is moved; no rate is taken, and no approval is
+    /// asked for or used.
+    #[must_use]
+    pub fn preview(&self, request: &Request<'_>) -> Preview {
+        let now = self.now();
+        let mut judgement = judge::judge(self, request, now, judge::Purpose::Act);
+        let mut approval = None;
+        if judgement.decision.verdict == Verdict::RequireApproval {
+            let book = self.approvals.lock();
+            let found = book.usable(judgement.decision.action, judgement.policies, now);
+            approval = found.map(|(id, _)| id.to_owned());
+            if found.is_some_and(|(_, state)| state == ApprovalState::Approved) {
+                judgement.allow(Reason::Approved);
+            }
+        }
+        Preview { decision: judgement.decision, approval }
+    }
+
     /// Whether an item may be named in a list: its arguments are not known yet.
     #[must_use]
     pub fn may_list(&self, request: &Request<'_>) -> bool {
@@ -445,7 +464,7 @@ impl Kernel {
         draft.approval = approval.map(Into::into);
         draft.risk = Some(decision.risk.score.get().into());
         draft.action = record::action_members(request.action, &decision.action.to_string());
-        draft.resource.clone_from(&request.action.resource);
+        draft.resource = record::resource(request.action);
         let draft = record::with_arguments(draft, request.action, &decision.obligations);
         self.record_refusal(draft).await
     }
@@ -531,6 +550,7 @@ impl Kernel {
         let mut draft = record::with_arguments(draft, request.action, &decision.obligations);
         let question = Question {
             action: record::action_members(request.action, &decision.action.to_string()),
+            resource: record::resource(request.action),
             // As they are recorded: redacted, and left out where they are large.
             arguments: draft.arguments.clone().unwrap_or_default(),
             message: decision.message.clone(),
@@ -541,11 +561,11 @@ impl Kernel {
         };
         draft.approval = Some(id.clone());
         draft.action.clone_from(&question.action);
-        draft.resource.clone_from(&request.action.resource);
+        draft.resource.clone_from(&question.resource);
         let mut told = json!(question);
         if let Some(members) = told.as_object_mut() {
             // They are members of the entry itself.
-            members.remove("action");
+            members.remove("resource");
             members.insert("action".into(), json!({}));
             members.insert("arguments".into(), Value::Null);
         }

@@ -100,7 +100,7 @@ pub(crate) fn decision(
     let principal = request.context.principal;
     let mut draft = of_principal(kind, now, outcome_of(decision.verdict), principal);
     draft.action = action_members(request.action, &decision.action.to_string());
-    draft.resource.clone_from(&request.action.resource);
+    draft.resource = resource(request.action);
     draft.reason = Some(decision.reason.code().into());
     draft.decision_id = Some(decision_id.into());
     draft.policies = decision
@@ -130,6 +130,11 @@ pub(crate) fn decision(
     with_arguments(draft, request.action, &decision.obligations)
 }
 
+/// What an entry says of the resource: its name, without what is certainly a secret in it.
+pub(crate) fn resource(action: &Action) -> Option<String> {
+    action.resource.as_deref().map(redact::text)
+}
+
 /// Adds the arguments, redacted, under a fresh salt.
 pub(crate) fn with_arguments(draft: Draft, action: &Action, obligations: &[Obligation]) -> Draft {
     if action.arguments.is_null() {
@@ -147,8 +152,8 @@ pub(crate) fn with_arguments(draft: Draft, action: &Action, obligations: &[Oblig
     draft.with_arguments(redacted, &full, Salt::random())
 }
 
-/// The arguments as people may see them: without what obligations name and without the values of
-/// members whose names speak of secrets.
+/// The arguments as people may see them: without what obligations name, without the values of
+/// members whose names speak of secrets, and without what has the shape of one.
 fn redacted(arguments: &Value, obligations: &[Obligation]) -> Value {
     let paths: Vec<redact::Path> = obligations
         .iter()

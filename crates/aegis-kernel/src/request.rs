@@ -104,6 +104,15 @@ pub struct Provenance<'a> {
     pub intent: Option<&'a str>,
 }
 
+/// What would be decided. It is not recorded and permits nothing.
+#[derive(Clone, Debug)]
+pub struct Preview {
+    /// The decision as it would be now.
+    pub decision: Decision,
+    /// The approval that there is for this very action, waited for or given.
+    pub approval: Option<String>,
+}
+
 /// An action that may not be forwarded, or not yet. It is recorded.
 #[derive(Clone, Debug)]
 pub struct Refusal {

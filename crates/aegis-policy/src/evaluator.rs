@@ -301,7 +301,7 @@ fn raw_findings(
         findings.push(finding);
     };
     if let Some(reason) = verdict.deny.spoken() {
-        speak(Effect::Deny, reason, &[]);
+        speak(Effect::Deny, reason, &verdict.obligations);
     }
     if let Some(reason) = verdict.require_approval.spoken() {
         speak(Effect::RequireApproval, reason, &verdict.obligations);

@@ -4,7 +4,8 @@
 //!
 //! - `allow`: a boolean;
 //! - `deny` and `require_approval`: a boolean, or a set or array of reasons (strings);
-//! - `obligations`: a set or array of `{"kind": …, "target": …}`, as in declarative rules;
+//! - `obligations`: a set or array of `{"kind": …, "target": …}`, as in declarative rules; where the
+//!   module denies, those that redact arguments count;
 //! - `visible`: a boolean: whether a list may show the thing. Without it, a list shows what the
 //!   module's verdict allows for an action without arguments.
 //!

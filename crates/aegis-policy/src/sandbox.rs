@@ -29,7 +29,7 @@ use aegis_core::{
     action::{ActionKind, Protocol},
     capability::Capability,
     input::{ActionInput, ContextInput, Input, PrincipalInput, ProvenanceInput},
-    policy::{Effect, PolicySpec, Scope},
+    policy::{Effect, Obligation, ObligationKind, PolicySpec, Scope},
     risk::{Grade, PerMille, Risk},
     tier::Tier,
     trust::TrustScore,
@@ -182,6 +182,8 @@ struct Expect {
     mfa: Option<bool>,
     approvals: Option<u8>,
     audited: Option<Expected>,
+    /// Which arguments are kept out of the record, by their paths.
+    redacts: Option<Vec<String>>,
 }
 
 /// An effect, or none, which denies.
@@ -344,8 +346,17 @@ fn differs(expect: &Expect, evaluation: &Evaluation, listed: &Evaluation) -> Opt
         Expect { audited: Some(want), .. } if *want != Expected::of(evaluation.audited) => {
             wrong("audited", want, &evaluation.audited)
         }
+        Expect { redacts: Some(want), .. } if *want != redacted(evaluation) => {
+            wrong("redacts", want, &redacted(evaluation))
+        }
         _ => None,
     }
+}
+
+/// Which arguments are kept out of the record.
+fn redacted(evaluation: &Evaluation) -> Vec<String> {
+    let arguments = |one: &&Obligation| one.kind == ObligationKind::RedactArgument;
+    evaluation.obligations().filter(arguments).map(|one| one.target.clone()).collect()
 }
 
 impl Expected {

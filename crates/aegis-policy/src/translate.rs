@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 
-use aegis_core::policy::{Effect, ObligationKind, PolicySpec, Rule};
+use aegis_core::policy::{Effect, Obligation, ObligationKind, PolicySpec, Rule};
 
 use crate::{
     condition,
@@ -265,9 +265,11 @@ fn check_rule(rule: &Rule) -> Result<(), TranslateError> {
     if rule.approvals == Some(0) {
         return wrong("`approvals: 0` asks nobody; use `effect: allow`".into());
     }
-    if !rule.obligations.is_empty() && denies {
+    let of_result = |one: &Obligation| one.kind == ObligationKind::RedactResult;
+    if denies && rule.obligations.iter().any(of_result) {
         return wrong(
-            "`obligations` say what to do with an allowed message; a deny has none".into(),
+            "`redactResult` says what to do with the result of an allowed message; a deny has none"
+                .into(),
         );
     }
     for obligation in &rule.obligations {

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use aegis_core::policy::{Effect, Mode, Obligation};
+use aegis_core::policy::{Effect, Mode, Obligation, ObligationKind};
 
 use crate::{host::EvalError, policy::PolicyId, rate::RateObservation, set::RuleInfo};
 
@@ -176,10 +176,21 @@ impl Evaluation {
         self.asking().any(|finding| finding.rule.require_mfa)
     }
 
-    /// What must be done to the message if it is allowed: what any binding rule wants.
+    /// What must be done: to the message if it is allowed, what any binding rule wants. What is to be
+    /// kept out of the record is so whatever comes out, also for a rule that denies or only audits:
+    /// what has been recorded cannot be taken back.
     pub fn obligations(&self) -> impl Iterator<Item = &Obligation> {
-        let binding = self.findings.iter().filter(|f| f.enforces() && f.effect != Effect::Deny);
-        binding.flat_map(|finding| finding.rule.obligations.iter().chain(&finding.obligations))
+        self.findings.iter().flat_map(|finding| {
+            let binds = finding.enforces() && finding.effect != Effect::Deny;
+            let wanted = finding.rule.obligations.iter().chain(&finding.obligations);
+            wanted.filter(move |one| binds || one.kind == ObligationKind::RedactArgument)
+        })
+    }
+
+    /// Whether a policy that might have said what is to be kept out of the record could not speak.
+    #[must_use]
+    pub fn has_failures(&self) -> bool {
+        self.findings.iter().any(|finding| finding.error.is_some())
     }
 
     fn asking(&self) -> impl Iterator<Item = &Finding> {

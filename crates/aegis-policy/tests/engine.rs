@@ -256,6 +256,36 @@ fn all_lists_of_a_rule_must_hold() {
 }
 
 #[test]
+fn what_is_refused_or_only_audited_is_kept_out_of_the_record_too() {
+    let rego = r#"
+rego: |
+  package shop.keys
+
+  deny contains "a key" if contains(input.action.arguments.text, "KEY")
+
+  obligations contains {"kind": "redactArgument", "target": "$"} if count(deny) > 0
+"#;
+    let declared = r"
+rules:
+  - { name: all, effect: allow }
+  - name: no-pins
+    effect: deny
+    when: [{ argument: $.text, operator: equals, value: pin }]
+    obligations: [{ kind: redactArgument, target: $.text }]
+";
+    let audited = declared.replace("rules:", "mode: audit\nrules:");
+    let targets = |engine: &PolicyEngine, text: &str| -> Vec<String> {
+        let evaluation = evaluate(engine, &Call::tool("t", json!({ "text": text })));
+        evaluation.obligations().map(|one| one.target.clone()).collect()
+    };
+    let enforcing = engine(&[cluster("raw", rego), cluster("declared", declared)]);
+    assert_eq!(targets(&enforcing, "a KEY"), ["$"]);
+    assert_eq!(targets(&enforcing, "pin"), ["$.text"]);
+    assert_eq!(targets(&enforcing, "plain"), [""; 0]);
+    assert_eq!(targets(&engine(&[cluster("audited", &audited)]), "pin"), ["$.text"]);
+}
+
+#[test]
 fn raw_rego_speaks_by_its_contract() {
     let rego = r#"
 rego: |
@@ -282,6 +312,8 @@ rego: |
     let evaluation = evaluate(&engine, &Call::tool("read_query", json!({ "query": "Drop it" })));
     assert_eq!(evaluation.effect, Some(Effect::Deny));
     assert_eq!(evaluation.findings[0].reason(), Some("no dropping"));
+    // There is no result that could be redacted.
+    assert_eq!(evaluation.obligations().count(), 0);
     let evaluation = evaluate(&engine, &Call { trust: 400, ..call.clone() });
     assert_eq!(evaluation.effect, Some(Effect::RequireApproval));
     assert_eq!(evaluation.determining().next().unwrap().reason(), Some("trust is 400"));

@@ -1,12 +1,17 @@
 //! Keeping secrets out of records and results.
 //!
 //! Arguments are redacted for the record, never for the server: by key, where a key's words name a
-//! secret, and by JSON path, where a policy's `redactArgument` says so. Results are redacted on
+//! secret, by JSON path, where a policy's `redactArgument` says so, and by what a text looks like
+//! ([`text`]), whatever the policies say. Results are redacted on
 //! their way to the client: what a policy's `redactResult` pattern matches, in every text. A path
 //! that cannot be read is an error, since redacting nothing would disclose.
 
+mod shapes;
+
 use regex::Regex;
-use serde_json::Value;
+use serde_json::{Map, Value};
+
+pub use shapes::text;
 
 /// What stands where something was.
 pub const REDACTED: &str = "[redacted]";
@@ -108,23 +113,29 @@ fn bracket_step<'a>(text: &'a str, steps: &mut Vec<Step>) -> Option<&'a str> {
 }
 
 /// Arguments for the record: every member whose key names a secret and everything that `paths` lead
-/// to becomes [`REDACTED`], whatever its type.
+/// to becomes [`REDACTED`], whatever its type; so does what has the shape of a secret in any text or
+/// key.
 #[must_use]
 pub fn arguments(arguments: &Value, paths: &[Path]) -> Value {
     let mut copy = arguments.clone();
-    redact_keys(&mut copy);
     for path in paths {
         redact_path(&mut copy, &path.0);
     }
+    redact_secrets(&mut copy);
     copy
 }
 
-fn redact_keys(value: &mut Value) {
+fn redact_secrets(value: &mut Value) {
     match value {
-        Value::Array(items) => items.iter_mut().for_each(redact_keys),
+        Value::String(text) => shapes::redact(text),
+        Value::Array(items) => items.iter_mut().for_each(redact_secrets),
         Value::Object(members) => {
-            for (key, member) in members {
-                if names_secret(key) { *member = REDACTED.into() } else { redact_keys(member) }
+            for (key, member) in members.iter_mut() {
+                if names_secret(key) { *member = REDACTED.into() } else { redact_secrets(member) }
+            }
+            if members.keys().any(|key| shapes::holds(key)) {
+                let old = std::mem::replace(members, Map::new());
+                members.extend(old.into_iter().map(|(key, member)| (text(&key), member)));
             }
         }
         _ => {}

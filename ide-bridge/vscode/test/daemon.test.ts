@@ -185,3 +185,60 @@ test("the rules against are those that count and do not allow", () => {
   ];
   assert.deepEqual(answers.rulesAgainst({ policies }), ["a#2", "a#4"]);
 });
+
+test("a preview is about the same action as the save, and names no decision", async () => {
+  const seen: { path: string | undefined; body: unknown }[] = [];
+  const told = { verdict: "require_approval", reason: "approval_by_policy", message: "A person looks.", approval: "a1", decision: true, decision_id: "d1" };
+  const socket = await serve("kernel.sock", (request, body, response) => {
+    seen.push({ path: request.url, body: JSON.parse(body) });
+    says(request.url === "/v1/preview" ? told : ALLOWED)(request, body, response);
+  });
+  const judge = new Judge(socket);
+  const preview = await judge.preview(WRITE, 5_000);
+  assert.deepEqual([preview?.allowed, preview?.approval, preview?.decision], [false, "a1", undefined]);
+  assert.equal((await judge.write(WRITE, 5_000)).allowed, true);
+  assert.deepEqual(seen.map((one) => one.path), ["/v1/preview", "/access/v1/evaluation"]);
+  assert.deepEqual(seen[0]?.body, seen[1]?.body);
+});
+
+test("without a usable preview nothing is shown", async () => {
+  for (const [answer, status] of [["no such path", 404], [{ verdict: "allow" }, 200], ["x", 200], [{ message: "too often", reason: "overloaded" }, 503]] as const) {
+    const socket = await serve("kernel.sock", says(answer, status));
+    assert.equal(await new Judge(socket).preview(WRITE, 5_000), undefined);
+    assert.equal(await new Judge(socket).self(), undefined);
+    for (const server of open.splice(0)) server.close();
+    rmSync(socket, { force: true });
+  }
+  assert.equal(await new Judge(path.join(folder, "none.sock")).self(), undefined);
+});
+
+test("what is not certainly enforced is advisory", () => {
+  const caller = { agent: "spiffe://d/ns/default/sa/default/agent/desk", trust: 421, standing: "probationary", stopped: false, tier: "L1" };
+  for (const [mode, advisory] of [["enforced", false], ["advisory", true], ["something new", true]] as const) {
+    assert.deepEqual(answers.caller({ ...caller, mode }), { ...caller, advisory });
+  }
+  assert.throws(() => answers.caller(caller), answers.Nonsense);
+});
+
+test("what operators are told of makes it look at once", async () => {
+  let listener: http.ServerResponse | undefined;
+  let size = 3;
+  const control = await serve("control.sock", (request, body, response) => {
+    if (request.url === "/v1/events") {
+      listener = response.writeHead(200, { "content-type": "text/event-stream" });
+      listener.flushHeaders();
+    } else says({ ...STATUS, ledger: { ...STATUS.ledger, size } })(request, body, response);
+  });
+  // Nobody looks by the clock here: this connection is not started.
+  const connection = new Connection(() => ({ control, kernel: path.join(folder, "none.sock"), named: false }), () => undefined);
+  const until = async (holds: () => boolean): Promise<void> => {
+    for (const start = Date.now(); !holds(); await new Promise((resolve) => setTimeout(resolve, 5))) assert.ok(Date.now() - start < 10_000);
+  };
+  await connection.refresh();
+  await until(() => listener !== undefined);
+  for (size = 4; size < 7; size += 1) {
+    listener?.write(`event: approval_requested\ndata: {"index":${String(size)}}\n\n`);
+    await until(() => connection.status?.ledger.size === size);
+  }
+  connection.dispose();
+});

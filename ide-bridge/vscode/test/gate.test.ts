@@ -31,6 +31,7 @@ class Bench {
   approved = false;
   now = 0;
   asked: string[] = [];
+  previewed: string[] = [];
   reported: string[] = [];
   toldAfter: string[] = [];
   shelf = new Shelf(path.join(folder, "refused"));
@@ -39,6 +40,11 @@ class Bench {
     ask: (_path, text) => {
       this.asked.push(text);
       return Promise.resolve(this.#verdict(text));
+    },
+    preview: (_path, text) => {
+      this.previewed.push(text);
+      const verdict = { ...this.#verdict(text), decision: undefined };
+      return Promise.resolve(verdict.reason === UNANSWERED ? undefined : verdict);
     },
     report: (decision, result) => this.reported.push(`${decision} ${result}`),
     keep: (kept) => {
@@ -186,19 +192,23 @@ test("after an approval the same text is asked about anew, at once", async () =>
   bench.approved = false;
   assert.ok(await bench.gate.pause(FILE, "WAIT too"));
   bench.approved = true;
-  assert.equal(await bench.save("WAIT too"), "WAIT too", "also where it was asked about while typing");
+  assert.equal(await bench.save("WAIT too"), "WAIT too", "also where it was previewed while typing");
 });
 
-test("an answer while typing counts for the save of that text, for a while", async () => {
+test("while typing nothing is decided, and what was said then counts for no save", async () => {
   const bench = new Bench();
   bench.gate.onDisk(FILE, "old");
-  assert.ok(await bench.gate.pause(FILE, "BAD"));
-  assert.equal(await bench.save("BAD"), "old");
-  assert.equal(bench.asked.length, 1);
+  const shown = await bench.gate.pause(FILE, "BAD");
+  assert.deepEqual([shown?.verdict.message, shown?.stands, shown?.kept], ["No.", "it is not saved yet", undefined]);
   assert.equal(await bench.gate.pause(FILE, "new"), undefined);
-  bench.now += 60_000;
+  assert.equal(await bench.gate.pause(FILE, "AWAY"), undefined, "nothing is shown where nobody says");
+  assert.deepEqual([bench.previewed, bench.asked, bench.reported, bench.kept()], [["BAD", "new", "AWAY"], [], [], []]);
+  assert.equal(await bench.save("BAD"), "old");
   assert.equal(await bench.save("new"), "new");
-  assert.deepEqual(bench.reported, ["d2 failure", "d3 success"]);
+  assert.deepEqual([bench.asked, bench.reported], [["BAD", "new"], ["d2 success"]]);
+  bench.mode = "observe";
+  assert.equal(await bench.gate.pause(FILE, "BAD"), undefined);
+  assert.equal(bench.previewed.length, 3);
 });
 
 test("no text is lost, whatever is saved in whatever order", async () => {

@@ -14,13 +14,19 @@ const status: Status = {
   ledger: { size: 3, origin: "o", verifierKey: "k" },
 };
 const trust: Trust[] = [{ agent: DESK, score: 421, standing: "probationary", stage: "CBT", belowCritical: 300, quarantined: false }];
-const self = { agent: DESK, tier: "L1" };
+const self = { agent: DESK, tier: "L1", told: undefined };
 const up = (more: Partial<Status> = {}, unjudged = ""): State => ({ kind: "up", status: { ...status, ...more }, unjudged });
 
 test("the bar shows mode, trust, tier, what waits, and that it is advisory", () => {
   assert.equal(bar(up(), "enforce", self, trust, 0).text, "$(shield) Aegis enforce · trust 421 · L1");
   assert.equal(bar(up({ advisory: ["one user"] }), "assist", self, trust, 2).text, "$(shield) Aegis assist · trust 421 · L1 · Advisory $(bell) 2");
   assert.equal(bar(up(), "observe", undefined, [], 0).text, "$(shield) Aegis observe");
+  // What the daemon says of the caller goes before what is guessed of it.
+  const told = { agent: DESK, trust: 640, standing: "standard", stopped: false, tier: "L2", advisory: true };
+  const known = bar(up(), "enforce", { agent: DESK, tier: "L2", told }, trust, 0);
+  assert.equal(known.text, "$(shield) Aegis enforce · trust 640 · L2 · Advisory");
+  assert.match(known.tooltip, /Advisory only: /);
+  assert.equal(bar(up(), "enforce", { agent: DESK, tier: "L2", told: { ...told, stopped: true } }, [], 0).level, "warning");
 });
 
 test("the bar never looks fine where nothing is judged", () => {
@@ -38,7 +44,7 @@ test("the bar never looks fine where nothing is judged", () => {
 });
 
 const approval: Approval = {
-  id: "a1", state: "pending", agent: DESK, sponsor: "ada@acme.example", server: "editor", method: "file.write", tool: undefined,
+  id: "a1", state: "pending", agent: DESK, sponsor: "ada@acme.example", server: "editor", method: "file.write", tool: undefined, resource: undefined,
   arguments: { path: "/w/deploy/x.yaml", content: "replicas: 9" }, digest: "sha256:00", message: "A person looks.", reason: "approval_by_policy",
   risk: 485, trust: 423, tier: "L1", quorum: 2, mfa: true, votes: [{ approver: "bob", approve: true, factor: "totp", comment: "ok" }],
   requestedAt: "2026-01-01T00:00:00Z", expiresAt: "2026-01-01T00:15:00Z",
@@ -50,6 +56,8 @@ test("who decides sees who, what, why, the risk, the answers so far and every ar
     assert.ok(text.includes(part), part);
   }
   assert.deepEqual(subject({ ...approval, tool: "write_query", arguments: null }), { verb: "write_query", target: "editor" });
+  // Where the arguments are kept out of the record, the file is still named.
+  assert.deepEqual(subject({ ...approval, resource: "/w/a", arguments: "[redacted]" }), { verb: "file.write", target: "/w/a" });
   assert.equal(left(approval.expiresAt, new Date("2026-01-01T00:01:00Z")), "14 min left");
   assert.equal(left(approval.expiresAt, new Date("2026-01-01T00:14:00Z")), "60 s left");
   assert.equal(left(approval.expiresAt, new Date("2026-01-02T00:00:00Z")), "expired");

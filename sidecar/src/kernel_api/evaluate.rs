@@ -132,7 +132,7 @@ impl KernelApi {
     }
 
     /// What refuses before the policies are asked: another's name, and an approval that has ended.
-    fn refuses_outright(&self, caller: &Caller, question: &Question) -> Option<Reason> {
+    pub(super) fn refuses_outright(&self, caller: &Caller, question: &Question) -> Option<Reason> {
         let own = &caller.principal.id;
         if question.subject.as_ref().is_some_and(|named| named != own.as_str()) {
             return Some(Reason::SubjectMismatch);
@@ -211,7 +211,7 @@ impl KernelApi {
 }
 
 /// The circumstances: the agent's own namespace, unless its server is in another.
-fn context<'a>(caller: &'a Caller, question: &'a Question) -> Context<'a> {
+pub(super) fn context<'a>(caller: &'a Caller, question: &'a Question) -> Context<'a> {
     let own = caller.principal.id.namespace();
     let namespace = question.namespace.as_deref().or(own).unwrap_or("default");
     let scope = match question.action.protocol {

@@ -1,5 +1,5 @@
 //! What an agent is told without asking: changes of the policies, and entries of the ledger that are
-//! about itself. Nobody hears of others.
+//! about itself. No agent hears of others; who may read the ledger can listen to all of it.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -26,17 +26,28 @@ const BEHIND: usize = 1_024;
 /// How often an idle stream gives a sign of life.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// One entry for one agent.
+/// One entry that is about one agent.
 #[derive(Clone, Debug)]
-struct Told {
-    agent: String,
-    kind: &'static str,
-    event: EntryEvent,
+pub struct Told {
+    /// The agent.
+    pub agent: String,
+    /// The entry's kind.
+    pub kind: &'static str,
+    /// What is told of it.
+    pub event: EntryEvent,
 }
 
 /// What the journal has committed, for those whom it concerns.
 #[derive(Clone, Debug)]
 pub struct Feed(broadcast::Sender<Arc<Told>>);
+
+impl Feed {
+    /// Everything from now on, about all agents: for whoever may read the whole ledger.
+    #[must_use]
+    pub fn listen(&self) -> broadcast::Receiver<Arc<Told>> {
+        self.0.subscribe()
+    }
+}
 
 /// A feed with the observer that fills it; the observer goes into the journal's options before the
 /// journal is opened.
@@ -83,7 +94,7 @@ impl KernelApi {
     pub(super) fn events(self: &Arc<Self>, principal: Principal) -> Body {
         let (send, events) = mpsc::channel(64);
         // Before the first event: nothing that is recorded from now on is missed.
-        let entries = self.feed.0.subscribe();
+        let entries = self.feed.listen();
         let api = Arc::clone(self);
         tokio::spawn(async move {
             tokio::select! {

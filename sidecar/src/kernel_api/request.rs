@@ -22,7 +22,7 @@ use serde::Serialize;
 use serde_json::Map;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{NAME, Session, evaluate::Caller, outcomes::DEADLINE};
+use super::{NAME, Session, evaluate::Caller, outcomes::DEADLINE, preview::refused};
 use crate::{
     inbound::{Body, is_json, is_loopback, one},
     respond,
@@ -163,6 +163,8 @@ impl Session {
                 let bytes = self.read(&caller, &head.headers, body, LIMITS).await?;
                 self.outcome(&caller, &bytes).await
             }
+            (&Method::POST, "/v1/preview") => self.preview(&caller, &head.headers, body).await,
+            (&Method::GET, "/v1/self") => Ok(sent(StatusCode::OK, &self.api.about(&caller))),
             (&Method::GET, "/v1/events") => Ok(self.events(caller)),
             (&Method::GET, "/.well-known/authzen-configuration") => {
                 Ok(sent(StatusCode::OK, &self.configuration(&head.headers)))
@@ -214,25 +216,28 @@ impl Session {
         body: Incoming,
         limits: Limits,
     ) -> Result<Bytes, Refusal> {
-        let reason = if !is_json(headers) || headers.contains_key(header::CONTENT_ENCODING) {
-            Reason::MalformedMessage
-        } else {
-            let read = Limited::new(body, limits.size).collect();
-            match tokio::time::timeout(BODY_TIMEOUT, read).await {
-                Ok(Ok(collected)) => return Ok(collected.to_bytes()),
-                Ok(Err(error)) if error.is::<LengthLimitError>() => Reason::MessageTooLarge,
-                Ok(Err(_)) => Reason::MalformedMessage,
-                Err(_) => Reason::MessageTimeout,
-            }
+        let reason = match collect(headers, body, limits).await {
+            Ok(bytes) => return Ok(bytes),
+            Err(reason) => reason,
         };
         self.api.shared.kernel.refuse(&caller.principal, NAME, reason, Map::new()).await;
-        let message = match reason {
-            Reason::MalformedMessage => {
-                "send one JSON document as `content-type: application/json`"
-            }
-            _ => reason.sentence(),
+        Err(unread(reason))
+    }
+
+    /// Answers what would be decided. What is no question is told so, and nothing is recorded.
+    async fn preview(
+        &self,
+        caller: &Caller,
+        headers: &HeaderMap,
+        body: Incoming,
+    ) -> Result<Response<Body>, Refusal> {
+        let bytes = collect(headers, body, LIMITS).await.map_err(unread)?;
+        let preview = match evaluation(&bytes, LIMITS) {
+            Ok(question) => self.api.preview(caller, &question)?,
+            Err(error) if is_deniable(&error) => refused(error.reason(), error.to_string()),
+            Err(error) => return Err(no_question(&error)),
         };
-        Err(Refusal(respond::status_of(reason), reason, message.into()))
+        Ok(sent(StatusCode::OK, &preview))
     }
 
     async fn asked(
@@ -266,18 +271,7 @@ impl Session {
     /// question at all is told so.
     async fn refused(&self, caller: &Caller, error: &QuestionError) -> Result<Evaluation, Refusal> {
         let denied = self.api.refuse(&caller.principal, error.reason(), error.to_string()).await;
-        match error {
-            QuestionError::Method
-            | QuestionError::Name { .. }
-            | QuestionError::Uri(_)
-            | QuestionError::Path => Ok(denied),
-            QuestionError::Json(_)
-            | QuestionError::Member { .. }
-            | QuestionError::Unjudged { .. }
-            | QuestionError::Batch => {
-                Err(Refusal(StatusCode::BAD_REQUEST, error.reason(), error.to_string()))
-            }
-        }
+        if is_deniable(error) { Ok(denied) } else { Err(no_question(error)) }
     }
 
     async fn outcome(&self, caller: &Caller, bytes: &[u8]) -> Result<Response<Body>, Refusal> {
@@ -322,6 +316,46 @@ impl Session {
             policy_decision_point: point,
         }
     }
+}
+
+/// Reads a whole body; never a part of one.
+async fn collect(headers: &HeaderMap, body: Incoming, limits: Limits) -> Result<Bytes, Reason> {
+    if !is_json(headers) || headers.contains_key(header::CONTENT_ENCODING) {
+        return Err(Reason::MalformedMessage);
+    }
+    let read = Limited::new(body, limits.size).collect();
+    match tokio::time::timeout(BODY_TIMEOUT, read).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Reason::MessageTooLarge),
+        Ok(Err(_)) => Err(Reason::MalformedMessage),
+        Err(_) => Err(Reason::MessageTimeout),
+    }
+}
+
+fn unread(reason: Reason) -> Refusal {
+    let message = match reason {
+        Reason::MalformedMessage => "send one JSON document as `content-type: application/json`",
+        _ => reason.sentence(),
+    };
+    Refusal(respond::status_of(reason), reason, message.into())
+}
+
+/// Whether it asks for an action, which is one that nothing is known of.
+const fn is_deniable(error: &QuestionError) -> bool {
+    match error {
+        QuestionError::Method
+        | QuestionError::Name { .. }
+        | QuestionError::Uri(_)
+        | QuestionError::Path => true,
+        QuestionError::Json(_)
+        | QuestionError::Member { .. }
+        | QuestionError::Unjudged { .. }
+        | QuestionError::Batch => false,
+    }
+}
+
+fn no_question(error: &QuestionError) -> Refusal {
+    Refusal(StatusCode::BAD_REQUEST, error.reason(), error.to_string())
 }
 
 fn no_agent() -> Refusal {

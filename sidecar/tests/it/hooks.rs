@@ -70,6 +70,13 @@ async fn one_policy_blocks_at_the_hook_and_at_the_kernel_api() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_done_to_a_result_denies_at_a_hook_too() {
+    let point = desk().await;
+    let (allowed, reason, _) = asked(&point, "mcp__shop__leaky", &json!({})).await;
+    assert_eq!((allowed, reason.as_str()), (false, "obligation_unmet"));
+}
+
+#[tokio::test]
 async fn a_policy_of_the_ide_says_nothing_elsewhere() {
     let point = desk().await;
     assert!(asked(&point, "Read", &json!({ "file_path": "/work/a" })).await.0);

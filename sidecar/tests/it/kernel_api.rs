@@ -35,7 +35,7 @@ impl Point {
         let socket = UnixListener::bind(folder.path().join("kernel.sock")).unwrap();
         let loopback = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = loopback.local_addr().unwrap();
-        let api = KernelApi::new(Arc::clone(&world.route.shared), feed().0);
+        let api = KernelApi::new(Arc::clone(&world.route.shared), feed().0, Box::new(|| true));
         let doors = vec![Door::Unix(socket), Door::Loopback(loopback, Token::new("open sesame"))];
         let serving = tokio::spawn(api.serve(doors));
         Self { world, folder, address, serving }
@@ -164,6 +164,8 @@ async fn a_stranger_is_told_nothing_and_counted() {
         (Method::POST, "/access/v1/evaluation"),
         (Method::POST, "/v1/outcomes"),
         (Method::POST, "/v1/hooks/claude-code"),
+        (Method::POST, "/v1/preview"),
+        (Method::GET, "/v1/self"),
         (Method::GET, "/v1/events"),
         (Method::GET, "/.well-known/authzen-configuration"),
     ] {
@@ -174,7 +176,7 @@ async fn a_stranger_is_told_nothing_and_counted() {
     assert_eq!(point.decided().await, []);
     point.world.route.shared.refusals.flush(&point.world.kernel).await;
     let counted = point.world.recorded(Kind::Refusals, 1).await;
-    assert_eq!(counted[0].detail["count"], 5);
+    assert_eq!(counted[0].detail["count"], 7);
 }
 
 #[tokio::test]
@@ -291,6 +293,64 @@ async fn a_question_can_be_held_for_a_human() {
     named["context"] = json!({ "approval": "none" });
     assert_eq!(reason(&point.evaluate(&named).await), "approval_expired");
     assert_eq!(point.world.recorded(Kind::ApprovalRequested, 1).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_preview_permits_nothing_and_leaves_no_trace() {
+    let point = Point::new().await;
+    let preview = async |question: &Value| {
+        let answer = point.post("/v1/preview", question).await;
+        assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+        let said = answer.json();
+        // What obeys decisions alone finds none.
+        assert!(said.get("decision").is_none() && said.get("decision_id").is_none(), "{said}");
+        let text = |name: &str| said[name].as_str().unwrap().to_owned();
+        (text("verdict"), text("reason"))
+    };
+    let told = |verdict: &str, reason: &str| (verdict.to_owned(), reason.to_owned());
+    let (before, _) = point.world.kernel.trust(&AGENT.parse().unwrap());
+    assert_eq!(preview(&question("echo")).await, told("allow", "policy_allowed"));
+    assert_eq!(preview(&question("forbidden_x")).await, told("deny", "policy_denied"));
+    assert_eq!(preview(&question("leaky")).await, told("deny", "obligation_unmet"));
+    assert_eq!(preview(&question("risky")).await, told("require_approval", "approval_by_policy"));
+    let mut other = question("echo");
+    other["subject"]["id"] = "spiffe://acme.example/ns/shop/sa/bot/agent/admin".into();
+    assert_eq!(preview(&other).await, told("deny", "subject_mismatch"));
+    let unknown = json!({
+        "subject": { "type": "agent", "id": "self" }, "action": { "name": "read" },
+        "resource": { "type": "record", "id": "1" },
+    });
+    assert_eq!(preview(&unknown).await, told("deny", "method_unknown"));
+    assert_eq!(point.post("/v1/preview", &json!({})).await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(point.world.entries().await.iter().filter(|e| e.agent_id.is_some()).count(), 0);
+    assert_eq!(point.world.kernel.approvals().len(), 0);
+    assert_eq!(point.world.kernel.trust(&AGENT.parse().unwrap()).0, before);
+    // The decision itself is one.
+    assert_eq!(point.evaluate(&question("forbidden_x")).await["decision"], false);
+    assert_eq!(point.decided().await.len(), 1);
+    for _ in 0..300 {
+        if point.post("/v1/preview", &question("echo")).await.status != StatusCode::OK {
+            return;
+        }
+    }
+    panic!("previews have no end");
+}
+
+#[tokio::test]
+async fn a_caller_is_told_who_it_is() {
+    let point = Point::new().await;
+    let mut asker = point.connect().await;
+    let told = send(&mut asker, Method::GET, "/v1/self", &[], "").await.json();
+    assert_eq!((&told["agent"], &told["mode"]), (&json!(AGENT), &json!("advisory")));
+    assert_eq!((&told["stopped"], &told["tier"]), (&json!(false), &json!("L1")));
+    assert_eq!(told["trust"], 500);
+    let agent: aegis_core::AgentId = AGENT.parse().unwrap();
+    let stop = |state: &mut aegis_kernel::State| {
+        state.quarantined.insert(agent.clone());
+    };
+    point.world.kernel.update_with(stop).await.unwrap();
+    let told = send(&mut asker, Method::GET, "/v1/self", &[], "").await.json();
+    assert_eq!(told["stopped"], true);
 }
 
 #[tokio::test]

@@ -71,6 +71,7 @@ match: { servers: [shop] }
 rules:
   - { name: rest, effect: allow }
   - { name: no-drop, effect: deny, tools: [drop], reason: Nothing is dropped. }
+  - { name: leaky, effect: allow, tools: [leaky], obligations: [{ kind: redactResult, target: 'sk-[a-z0-9]+' }] }
 ",
 ];
 

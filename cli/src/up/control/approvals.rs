@@ -48,6 +48,7 @@ fn view(case: &Case, now: aegis_core::Timestamp) -> ApprovalView {
         server: text("server").unwrap_or_default(),
         method: text("method").unwrap_or_default(),
         tool: text("tool"),
+        resource: question.resource.clone(),
         arguments: question.arguments.clone(),
         digest: request.action,
         message: question.message.clone(),

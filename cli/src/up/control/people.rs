@@ -132,7 +132,7 @@ pub(super) fn approver(asker: &Asker) -> Result<String, Failure> {
 }
 
 /// Why an agent could do here what only a human should.
-pub(super) fn advisory(daemon: &Daemon) -> Vec<String> {
+pub(in crate::up) fn advisory(daemon: &Daemon) -> Vec<String> {
     let agents = daemon.attest.uids();
     if shares_user(daemon) {
         let mut reasons = vec![

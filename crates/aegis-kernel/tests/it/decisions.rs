@@ -60,6 +60,98 @@ async fn what_no_policy_allows_is_denied_and_recorded() {
     assert_eq!(denials.len(), 3);
 }
 
+/// What the entries hold as arguments, oldest first, with a digest beside each.
+async fn recorded(domain: &Domain) -> Vec<serde_json::Value> {
+    let entries = domain.entries().await.into_iter().filter(|entry| entry.arguments.is_some());
+    let told = |entry: aegis_audit::Entry| {
+        assert!(entry.arguments_digest.is_some());
+        entry.arguments.unwrap()
+    };
+    entries.map(told).collect()
+}
+
+#[tokio::test]
+async fn what_is_refused_for_a_secret_does_not_stand_in_the_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let domain = Domain::open(folder.path()).await;
+    let told = call_with("add", json!({ "word": "forbidden", "beside": "told" }));
+    assert_eq!(reason(&domain, told).await, Reason::PolicyDenied);
+    assert_eq!(recorded(&domain).await, [json!({ "word": "[redacted]", "beside": "told" })]);
+}
+
+#[tokio::test]
+async fn what_a_failing_policy_might_have_hidden_does_not_stand_in_the_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let domain = Domain::open(folder.path()).await;
+    let broken = Action { server: "broken".into(), ..call("add") };
+    assert_eq!(reason(&domain, broken).await, Reason::EvaluationFailed);
+    assert_eq!(recorded(&domain).await, [json!("[redacted]")]);
+}
+
+#[tokio::test]
+async fn what_has_the_shape_of_a_secret_stands_in_no_record_whatever_becomes_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let domain = Domain::open(folder.path()).await;
+    let key = "AKIAIOSFODNN7EXAMPLE";
+    let shaped = |tool: &str| Action {
+        resource: Some(format!("https://acme.example/?k={key}")),
+        ..call_with(tool, json!({ "word": [{ "x": format!("use {key} now") }], key: 1 }))
+    };
+    assert_eq!(reason(&domain, shaped("add")).await, Reason::PolicyAllowed);
+    assert_eq!(reason(&domain, shaped("multiply")).await, Reason::NoPolicyAllows);
+    assert_eq!(reason(&domain, shaped("ask")).await, Reason::ApprovalByPolicy);
+    let action = shaped("add");
+    let request = domain.context().about(&action);
+    domain.kernel.refuse_action(&request, None, Reason::ApprovalDenied).await.unwrap();
+    let whole = serde_json::to_string(&domain.entries().await).unwrap();
+    assert!(!whole.contains("AKIA"), "{whole}");
+    // Two decisions, the request for an approval and its decision, a refusal.
+    let told = json!({ "word": [{ "x": "use [redacted] now" }], "[redacted]": 1 });
+    assert_eq!(recorded(&domain).await, vec![told.clone(); 5]);
+    let asked = &domain.kernel.approvals()[0].question;
+    assert_eq!(asked.arguments, told);
+    assert_eq!(asked.resource.as_deref(), Some("https://acme.example/?k=[redacted]"));
+}
+
+#[tokio::test]
+async fn a_preview_says_what_would_be_and_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let domain = Domain::open(folder.path()).await;
+    let before = (domain.entries().await.len(), domain.kernel.trust(&agent("one")));
+    let preview = |action: &Action| domain.kernel.preview(&domain.context().about(action));
+    for _ in 0..5 {
+        let limited = preview(&call("limited"));
+        assert_eq!(limited.decision.verdict, Verdict::Allow, "no rate is taken");
+    }
+    assert_eq!(preview(&call("multiply")).decision.reason, Reason::NoPolicyAllows);
+    let ask = preview(&call("ask"));
+    assert_eq!((ask.decision.verdict, ask.approval), (Verdict::RequireApproval, None));
+    assert_eq!(domain.kernel.approvals().len(), 0);
+    assert_eq!((domain.entries().await.len(), domain.kernel.trust(&agent("one"))), before);
+    // What waits is named; what is approved would pass, and still passes once.
+    assert_eq!(reason(&domain, call("ask")).await, Reason::ApprovalByPolicy);
+    let id = domain.kernel.approvals()[0].approval.request.id.clone();
+    let waiting = preview(&call("ask"));
+    assert_eq!(
+        (waiting.decision.verdict, waiting.approval),
+        (Verdict::RequireApproval, Some(id.clone()))
+    );
+    let vote = aegis_core::approval::Vote {
+        approver: "user:ada".into(),
+        approve: true,
+        factor: aegis_core::approval::Factor::Totp,
+        comment: None,
+        at: domain.kernel.now(),
+    };
+    domain.kernel.vote(&id, vote).await.unwrap();
+    for _ in 0..2 {
+        let approved = preview(&call("ask"));
+        assert_eq!(approved.decision.reason, Reason::Approved);
+    }
+    assert_eq!(reason(&domain, call("ask")).await, Reason::Approved);
+    assert_eq!(preview(&call("ask")).decision.verdict, Verdict::RequireApproval);
+}
+
 #[tokio::test]
 async fn identity_comes_before_policy() {
     let folder = tempfile::tempdir().unwrap();

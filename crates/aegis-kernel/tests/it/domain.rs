@@ -37,6 +37,11 @@ const POLICIES: &str = r#"
         effect: deny
         reason: Not that word.
         when: [{ argument: $.word, operator: equals, value: forbidden }]
+        obligations: [{ kind: redactArgument, target: $.word }]
+- name: broken
+  spec:
+    match: { servers: [broken] }
+    rego: "package broken\nallow := 1"
 - name: secrets
   spec:
     match: { servers: [vault] }

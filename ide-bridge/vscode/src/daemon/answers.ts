@@ -56,6 +56,8 @@ export interface Approval {
   server: string;
   method: string;
   tool: string | undefined;
+  /** What it acts on, such as a file's path; undefined where the daemon does not tell. */
+  resource: string | undefined;
   arguments: unknown;
   digest: string;
   message: string;
@@ -95,6 +97,18 @@ export interface Verdict {
   decision: string | undefined;
   approval: string | undefined;
   index: number | undefined;
+}
+
+/** Who this editor is to the daemon. */
+export interface Caller {
+  agent: string;
+  trust: number;
+  standing: string;
+  stopped: boolean;
+  /** The lowest tier that an action of it has now. */
+  tier: string;
+  /** Whether the agent's own user could undo what is decided. */
+  advisory: boolean;
 }
 
 type Fields = Record<string, unknown>;
@@ -216,6 +230,7 @@ export function approval(value: unknown): Approval {
     server: text(of, "server"),
     method: text(of, "method"),
     tool: maybe(of, "tool"),
+    resource: maybe(of, "resource"),
     arguments: of["arguments"],
     digest: text(of, "digest"),
     message: text(of, "message"),
@@ -272,6 +287,34 @@ export function verdict(value: unknown): Verdict {
   if (told.allowed !== (told.verdict === "allow")) throw new Nonsense("the answer contradicts itself");
   if (told.allowed && told.decision === undefined) throw new Nonsense("what is allowed names no decision");
   return told;
+}
+
+/** What would be decided. It permits nothing, and names no decision. */
+export function preview(value: unknown): Verdict {
+  const of = fields(value, "the preview");
+  const told = text(of, "verdict");
+  return {
+    allowed: told === "allow",
+    verdict: told,
+    reason: text(of, "reason"),
+    message: text(of, "message"),
+    decision: undefined,
+    approval: maybe(of, "approval"),
+    index: undefined,
+  };
+}
+
+/** `GET /v1/self`. What is not certainly enforced is advisory. */
+export function caller(value: unknown): Caller {
+  const of = fields(value, "the caller");
+  return {
+    agent: text(of, "agent"),
+    trust: number(of, "trust"),
+    standing: text(of, "standing"),
+    stopped: flag(of, "stopped"),
+    tier: text(of, "tier"),
+    advisory: text(of, "mode") !== "enforced",
+  };
 }
 
 /** The last part of a SPIFFE ID. */

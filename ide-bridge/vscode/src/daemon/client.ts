@@ -104,19 +104,34 @@ export class Judge {
 
   /** Whether a file may be written. */
   async write(write: Write, patience: number): Promise<answers.Verdict> {
-    const { path, content, mode } = write;
-    const question = {
-      subject: { type: "agent", id: "self" },
-      action: { name: "file.write", properties: { path, content, mode } },
-      resource: { type: "file", id: path, properties: { server: EDITOR } },
-    };
     try {
-      const reply = await ask(this.#socket, "POST", "/access/v1/evaluation", question, patience);
+      const reply = await ask(this.#socket, "POST", "/access/v1/evaluation", question(write), patience);
       const value = answers.json(reply.body);
       return reply.status === 200 ? answers.verdict(value) : refusal(value, reply.status);
     } catch (error) {
       if (error instanceof Unanswered) return unanswered(`there is no verdict, because ${error.message}`);
       if (error instanceof answers.Nonsense) return unanswered(`there is no verdict, because the daemon's answer cannot be used: ${error.message}`);
+      throw error;
+    }
+  }
+
+  /** What would be said to a write. Nothing is recorded by it; undefined where the daemon does not say. */
+  async preview(write: Write, patience: number): Promise<answers.Verdict | undefined> {
+    return this.#told("POST", "/v1/preview", question(write), answers.preview, patience);
+  }
+
+  /** Who this editor is to the daemon; undefined where it does not say. */
+  async self(): Promise<answers.Caller | undefined> {
+    return this.#told("GET", "/v1/self", undefined, answers.caller, PATIENCE);
+  }
+
+  /** What is only shown: without a usable answer nothing is. */
+  async #told<T>(method: string, path: string, body: unknown, read: (value: unknown) => T, patience: number): Promise<T | undefined> {
+    try {
+      const reply = await ask(this.#socket, method, path, body, patience);
+      return reply.status === 200 ? read(answers.json(reply.body)) : undefined;
+    } catch (error) {
+      if (error instanceof Unanswered || error instanceof answers.Nonsense) return undefined;
       throw error;
     }
   }
@@ -129,6 +144,15 @@ export class Judge {
       if (!(error instanceof Unanswered)) throw error;
     }
   }
+}
+
+/** The question about a write, to be decided or previewed: both are about the same action. */
+function question({ path, content, mode }: Write): unknown {
+  return {
+    subject: { type: "agent", id: "self" },
+    action: { name: "file.write", properties: { path, content, mode } },
+    resource: { type: "file", id: path, properties: { server: EDITOR } },
+  };
 }
 
 /** The reason where there was no verdict at all. */

@@ -19,6 +19,36 @@ export type State =
 export const OLDEST: readonly [number, number, number] = [0, 1, 0];
 
 const EVERY = 2_000;
+/** How soon after an event it is looked again, at most: many at once are one. Milliseconds. */
+const SOON = 100;
+/** How soon a stream that ended is asked for again. Milliseconds. */
+const RETRY = 5_000;
+
+/** A stream of events, asked for again while it is wanted. */
+class Ear {
+  #deaf: (() => void) | undefined;
+  #listenAfter = 0;
+
+  /** Listens, unless it does already or has ended a moment ago. */
+  keep(socket: string, open: () => void, event: () => void, end: (why: string) => void): void {
+    if (this.#deaf || Date.now() < this.#listenAfter) return;
+    this.#deaf = listen(socket, "/v1/events", {
+      open,
+      event,
+      end: (why) => {
+        this.#deaf = undefined;
+        this.#listenAfter = Date.now() + RETRY;
+        end(why);
+      },
+    });
+  }
+
+  hush(): void {
+    this.#deaf?.();
+    this.#deaf = undefined;
+    this.#listenAfter = 0;
+  }
+}
 
 /** Whether a version is older than the oldest that is understood; undefined for what is no version. */
 export function isOld(version: string): boolean | undefined {
@@ -35,9 +65,12 @@ export class Connection {
   readonly #changed: () => void;
   #sockets: Sockets;
   #timer: NodeJS.Timeout | undefined;
-  #deaf: (() => void) | undefined;
+  /** What is recorded about this editor; that it may listen shows that the kernel API knows it. */
+  readonly #own = new Ear();
+  /** What is recorded about everybody, for operators. Without it, changes are seen when it is looked again. */
+  readonly #all = new Ear();
+  #soon: NodeJS.Timeout | undefined;
   #unjudged = "not asked yet";
-  #listenAfter = 0;
   #asking = false;
   #again = false;
   #ended = false;
@@ -75,7 +108,9 @@ export class Connection {
   dispose(): void {
     this.#ended = true;
     clearInterval(this.#timer);
-    this.#deaf?.();
+    clearTimeout(this.#soon);
+    this.#own.hush();
+    this.#all.hush();
   }
 
   /** Looks now. Calls during one are answered by one more. */
@@ -133,28 +168,30 @@ export class Connection {
   }
 
   #hush(): void {
-    this.#deaf?.();
-    this.#deaf = undefined;
+    this.#own.hush();
+    this.#all.hush();
     this.#unjudged = "not asked yet";
-    this.#listenAfter = 0;
   }
 
-  /** Events are about this editor alone; that they come shows that the kernel API knows it. */
+  #lookSoon(): void {
+    if (this.#ended) return;
+    this.#soon ??= setTimeout(() => {
+      this.#soon = undefined;
+      void this.refresh();
+    }, SOON);
+  }
+
   #keepListening(): void {
-    if (this.#deaf || Date.now() < this.#listenAfter) return;
-    const soon = (): void => void this.refresh();
-    this.#deaf = listen(this.#sockets.kernel, "/v1/events", {
-      open: () => {
-        this.#unjudged = "";
-        soon();
-      },
-      event: soon,
-      end: (why) => {
-        this.#deaf = undefined;
-        this.#unjudged = why;
-        this.#listenAfter = Date.now() + 5_000;
-        soon();
-      },
+    const soon = (): void => { this.#lookSoon(); };
+    const now = (): void => void this.refresh();
+    const open = (): void => {
+      this.#unjudged = "";
+      now();
+    };
+    this.#own.keep(this.#sockets.kernel, open, soon, (why) => {
+      this.#unjudged = why;
+      now();
     });
+    this.#all.keep(this.#sockets.control, soon, soon, soon);
   }
 }

@@ -66,30 +66,37 @@ export class Desk {
         const { control } = this.connection;
         try {
           const page = { limit: 50, kind: "decision" };
-          const [approvals, trust, entries] = await Promise.all([control.approvals(), control.trust(), control.entries(page)]);
+          const self = this.connection.judge.self();
+          const [approvals, trust, entries, told] = await Promise.all([control.approvals(), control.trust(), control.entries(page), self]);
           [this.approvals, this.trust, this.decisions] = [approvals, trust, entries.entries];
-          this.#recognise();
+          if (told) this.self = { agent: told.agent, tier: told.tier, told };
+          else {
+            if (this.self?.told) this.self = undefined;
+            this.#recognise();
+          }
         } catch (error) {
           this.log.warn(`reading failed: ${String(error)}`);
         }
       } else {
         // What was true of a daemon that is gone is not shown as if it still were.
         [this.approvals, this.trust, this.decisions] = [[], [], []];
+        if (this.self?.told) this.self = undefined;
       }
       this.#changed.fire();
     }
   }
 
-  /** Which agent this editor is to the daemon: the one whom its own questions were recorded under. */
+  /** Which agent this editor is to a daemon that does not say: the one whom its own questions were recorded under. */
   known(entry: Record<string, unknown>): void {
     const agent = maybe(entry, "agent_id");
-    if (agent !== undefined) this.self = { agent, tier: maybe(entry, "tier") ?? this.self?.tier };
+    if (agent === undefined || this.self?.told) return;
+    this.self = { agent, tier: maybe(entry, "tier") ?? this.self?.tier, told: undefined };
   }
 
   #recognise(): void {
     const { status } = this.connection;
     const only = status?.agents.length === 1 ? status.agents[0]?.id : undefined;
-    if (this.self === undefined && only !== undefined) this.self = { agent: only, tier: undefined };
+    if (this.self === undefined && only !== undefined) this.self = { agent: only, tier: undefined, told: undefined };
     const own = this.decisions.find(({ entry }) => entry["agent_id"] === this.self?.agent);
     if (own) this.known(own.entry);
   }

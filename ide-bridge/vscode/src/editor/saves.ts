@@ -58,6 +58,7 @@ export class Saves {
     this.gate = new Gate({
       mode: settings.mode,
       ask: (file, content, mode) => desk.connection.judge.write({ path: file, content, mode }, BEFORE_SAVE),
+      preview: (file, content, mode) => desk.connection.judge.preview({ path: file, content, mode }, BEFORE_SAVE),
       report: (decision, result) => void desk.connection.judge.report(decision, result),
       keep: (kept) => desk.shelf.keep(kept),
       git: gitOperation,

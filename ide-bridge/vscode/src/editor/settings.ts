@@ -17,5 +17,5 @@ export async function setMode(mode: Mode): Promise<void> {
 }
 
 export const socket = (): string => of().get("socket", "");
-export const whileTyping = (): boolean => of().get("askWhileTyping", false);
+export const whileTyping = (): boolean => of().get("askWhileTyping", true);
 export const program = (): string => of().get("program", "aegis");

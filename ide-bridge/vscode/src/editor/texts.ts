@@ -27,7 +27,7 @@ export function proposedUri(approval: Approval, file: string): vscode.Uri {
 
 /** The file and the text that an approval would let be written, if it is about that. */
 export function proposed(approval: Approval): { file: string; content: string } | undefined {
-  const [file, content] = [argument(approval.arguments, "path"), argument(approval.arguments, "content")];
+  const [file, content] = [approval.resource ?? argument(approval.arguments, "path"), argument(approval.arguments, "content")];
   return file !== undefined && content !== undefined && path.isAbsolute(file) ? { file, content } : undefined;
 }
 

@@ -1,6 +1,6 @@
 // How things are said. Nothing here knows the editor, and nothing decides.
 
-import { type Approval, type Entry, maybe, rulesAgainst, shortName, type Status, type Trust } from "../daemon/answers.ts";
+import { type Approval, type Caller, type Entry, maybe, rulesAgainst, shortName, type Status, type Trust } from "../daemon/answers.ts";
 import type { State } from "../daemon/connection.ts";
 import type { Mode, Refusal } from "../gate/gate.ts";
 
@@ -15,6 +15,8 @@ export interface Bar {
 export interface Self {
   agent: string;
   tier: string | undefined;
+  /** What the kernel API says of the caller; undefined where it does not. */
+  told: Caller | undefined;
 }
 
 /** The one line that must never be better than the truth. */
@@ -36,25 +38,29 @@ export function bar(state: State, mode: Mode, self: Self | undefined, trust: rea
 
 function upBar(status: Status, unjudged: string, mode: Mode, self: Self | undefined, trust: readonly Trust[], pending: number): Bar {
   const own = trust.find((one) => one.agent === self?.agent);
-  const parts = [mode, own ? `trust ${String(own.score)}` : "", self?.tier ?? ""].filter(Boolean);
+  const told = self?.told;
+  const score = told?.trust ?? own?.score;
+  const parts = [mode, score === undefined ? "" : `trust ${String(score)}`, self?.tier ?? ""].filter(Boolean);
   const lines = [`Aegis ${status.version}, ${String(status.ledger.size)} entries in the ledger, ${status.audit}`];
-  if (self) lines.push(`This editor is ${self.agent}${own ? ` (${own.standing})` : ""}`);
+  const standing = told?.standing ?? own?.standing;
+  if (self) lines.push(`This editor is ${self.agent}${standing === undefined ? "" : ` (${standing})`}`);
   const blind = unjudged !== "" && mode !== "observe";
   if (unjudged) lines.push(`The kernel API does not answer this editor: ${unjudged}`);
-  if (status.advisory.length) lines.push(`Advisory only: ${status.advisory.join("; ")}`);
+  const isAdvisory = status.advisory.length > 0 || told?.advisory === true;
+  if (isAdvisory) lines.push(`Advisory only: ${status.advisory.join("; ") || "the agent's own user could undo what is decided"}`);
   if (status.problems.length) lines.push(`Problems: ${status.problems.join("; ")}`);
-  const stopped = own?.quarantined === true;
-  if (stopped) lines.push("This editor is quarantined");
+  const stopped = own?.quarantined === true || told?.stopped === true;
+  if (stopped) lines.push("This editor is stopped: quarantined, suspended or revoked");
   const icon = blind || stopped ? "$(warning)" : "$(shield)";
   const waiting = pending ? ` $(bell) ${String(pending)}` : "";
-  const advisory = status.advisory.length ? " · Advisory" : "";
+  const advisory = isAdvisory ? " · Advisory" : "";
   const what = blind ? `Aegis: editor not judged${mode === "enforce" ? ", saves refused" : ""}` : `Aegis ${parts.join(" · ")}${advisory}`;
   return { text: `${icon} ${what}${waiting}`, tooltip: lines.join("\n"), level: blind || stopped ? "warning" : "fine" };
 }
 
 /** What an approval is about: what would be done, and to what. */
 export function subject(approval: Approval): { verb: string; target: string } {
-  return { verb: approval.tool ?? approval.method, target: argument(approval.arguments, "path") ?? approval.server };
+  return { verb: approval.tool ?? approval.method, target: approval.resource ?? argument(approval.arguments, "path") ?? approval.server };
 }
 
 /** A member of arguments, if it is a text. */

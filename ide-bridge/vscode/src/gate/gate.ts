@@ -15,6 +15,8 @@ export interface Surroundings {
   mode: () => Mode;
   /** Asks the daemon; never throws, and never takes longer than its patience. */
   ask: (path: string, text: string, mode: "assist" | "enforce") => Promise<Verdict>;
+  /** Asks what would be said, without any effect; undefined where nobody says. */
+  preview: (path: string, text: string, mode: "assist" | "enforce") => Promise<Verdict | undefined>;
   report: (decision: string, result: "success" | "failure") => void;
   /** Keeps a refused text; throws if it cannot. */
   keep: (kept: Omit<Kept, "id">) => Kept;
@@ -52,7 +54,7 @@ interface Asked {
   at: number;
 }
 
-/** For how long an answer that came while typing counts for the save of the same text. Milliseconds. */
+/** For how long an answer that came before a save counts for what was written by it. Milliseconds. */
 const FRESH = 5_000;
 
 /** The gate of one window. */
@@ -89,12 +91,13 @@ export class Gate {
     this.#drop(path);
   }
 
-  /** Asks ahead, while nobody saves. */
+  /** Asks what would be said while nobody saves. It decides nothing: a save is judged by itself. */
   async pause(path: string, text: string): Promise<Refusal | undefined> {
     const mode = this.#around.mode();
     if (mode === "observe" || text === this.#allowed.get(path)) return undefined;
-    const asked = await this.#ask(path, text, mode);
-    return asked.verdict.allowed || isMissed(asked.verdict, mode) ? undefined : { path, verdict: asked.verdict, kept: undefined, before: this.#allowed.get(path), stands: "it is not saved yet" };
+    const verdict = await this.#around.preview(path, text, mode);
+    if (verdict === undefined || verdict.allowed) return undefined;
+    return { path, verdict, kept: undefined, before: this.#allowed.get(path), stands: "it is not saved yet" };
   }
 
   /** Judges a text that is about to be saved. */
