@@ -151,6 +151,11 @@ impl World {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
+    /// Whether a user who asks a socket for a path gets an answer that holds `part`.
+    fn answers(&self, uid: u32, socket: &str, path: &str, part: &str) -> bool {
+        self.can(uid, &["python3", "-c", GET, socket, path, part])
+    }
+
     /// Whether a user can do this to a file of the world.
     fn can(&self, uid: u32, words: &[&str]) -> bool {
         let (program, args) = words.split_first().unwrap();
@@ -159,6 +164,17 @@ impl World {
         command.status().unwrap().success()
     }
 }
+
+/// Asks a socket for a path, until the answer holds what is expected or ends.
+const GET: &str = "import socket,sys
+s=socket.socket(socket.AF_UNIX); s.settimeout(60); s.connect(sys.argv[1])
+s.sendall(b'GET %s HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n' % sys.argv[2].encode())
+answer=b''
+while sys.argv[3].encode() not in answer:
+    part=s.recv(4096)
+    if not part: sys.exit(1)
+    answer+=part
+";
 
 #[tokio::test]
 async fn an_agent_of_another_user_is_governed_and_cannot_govern() {
@@ -206,6 +222,7 @@ async fn an_agent_of_another_user_is_governed_and_cannot_govern() {
         world.refuses(uid, &["approvals", "approve", id], only).await;
         world.refuses(uid, &["approvals", "list"], only).await;
         world.refuses(uid, &["audit", "query"], only).await;
+        assert!(world.answers(uid, "run/control.sock", "/v1/events", "HTTP/1.1 403 "));
         world.refuses(uid, &["agents", "release", "bot", "--reason", "x"], only).await;
         for file in ["state", "state/ledger.key", "state/ca", "state/ledger.db"] {
             assert!(!world.can(uid, &["ls", "-l", &format!("{file}/.")]), "{uid} {file}");
@@ -215,6 +232,9 @@ async fn an_agent_of_another_user_is_governed_and_cannot_govern() {
         assert!(!world.can(uid, &["touch", "config/more.yaml"]));
         assert!(!world.can(uid, &["rm", "-f", "run/control.sock"]));
     }
+    assert!(world.answers(0, "run/control.sock", "/v1/events", "event: open"));
+    assert!(world.answers(AGENT, "run/kernel.sock", "/v1/self", "\"mode\":\"enforced\""));
+    assert!(world.answers(STRANGER, "run/kernel.sock", "/v1/self", "HTTP/1.1 403 "));
     world.refuses(STRANGER, &["wrap", "--server", "notes"], "AgentIdentity").await;
     // A stranger makes no route, whatever it calls it.
     world.refuses(STRANGER, &["wrap", "--server", "made-up", "--", "true"], "AgentIdentity").await;
