@@ -1,6 +1,8 @@
-//! `aegis agents`: who is registered; quarantine, release and revoke.
+//! `aegis agents`: who is registered; quarantine, release and revoke; breaking the glass.
 
-use aegis_api::control::{AgentOrder, AgentStatus, Done, Order, Status};
+use aegis_api::control::{
+    AgentOrder, AgentStatus, Done, GlassOrder, MAX_GLASS_MINUTES, Order, Status,
+};
 use aegis_core::AgentId;
 use anyhow::{anyhow, bail};
 use clap::Subcommand;
@@ -11,7 +13,7 @@ use crate::{
     output::{self, Format, Text, Tone},
 };
 
-/// List agents; quarantine, release or revoke one
+/// List agents; quarantine, release or revoke one; lift the policies for one
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  aegis agents quarantine buyer --reason 'reads what it should not'"
@@ -37,6 +39,26 @@ enum Command {
     /// End an agent's identity now; it cannot be undone
     #[command(after_help = "Example:\n  aegis agents revoke buyer --reason 'its key was stolen'")]
     Revoke(OrderArgs),
+    /// Lift the policies for an agent for a while: what they refuse or ask about passes, and is recorded as
+    /// that. It ends by itself, by `end-break-glass`, and with the daemon
+    #[command(
+        after_help = "Example:\n  aegis agents break-glass buyer --minutes 15 --reason 'restore the orders by hand'"
+    )]
+    BreakGlass(GlassArgs),
+    /// Put the policies in force again
+    #[command(
+        after_help = "Example:\n  aegis agents end-break-glass buyer --reason 'it is restored'"
+    )]
+    EndBreakGlass(OrderArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct GlassArgs {
+    /// For how long
+    #[arg(long, default_value_t = 30, value_name = "MINUTES", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_GLASS_MINUTES)))]
+    minutes: u16,
+    #[command(flatten)]
+    order: OrderArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -56,6 +78,8 @@ pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
         Command::Quarantine(args) => order(args, Order::Quarantine, cx).await,
         Command::Release(args) => order(args, Order::Release, cx).await,
         Command::Revoke(args) => order(args, Order::Revoke, cx).await,
+        Command::BreakGlass(args) => glass(args.order, args.minutes, cx).await,
+        Command::EndBreakGlass(args) => glass(args, 0, cx).await,
     }
 }
 
@@ -81,14 +105,26 @@ async fn order(args: OrderArgs, order: Order, cx: &Context) -> anyhow::Result<Ou
         Order::Release => "is released",
         Order::Revoke => "is revoked",
     };
+    tell(&format!("{} {what}", request.agent), &done, cx)
+}
+
+async fn glass(args: OrderArgs, minutes: u16, cx: &Context) -> anyhow::Result<Outcome> {
+    let agent = find(&args.agent, cx).await?;
+    let request = GlassOrder { agent, minutes, reason: args.reason, totp: args.factor.totp };
+    let done: Done = cx.client.post("/v1/glass", &request).await?;
+    let what = match minutes {
+        0 => format!("{} is under its policies", request.agent),
+        _ => format!("the policies are lifted for {} for {minutes} min", request.agent),
+    };
+    tell(&what, &done, cx)
+}
+
+fn tell(what: &str, done: &Done, cx: &Context) -> anyhow::Result<Outcome> {
     match cx.format {
-        Format::Json => output::json(&done)?,
+        Format::Json => output::json(done)?,
         Format::Text => {
             let mut text = Text::new();
-            text.toned(
-                Tone::Good,
-                format!("{} {what}; recorded as entry {}", request.agent, done.index),
-            );
+            text.toned(Tone::Good, format!("{what}; recorded as entry {}", done.index));
             text.print()?;
         }
     }
@@ -97,12 +133,13 @@ async fn order(args: OrderArgs, order: Order, cx: &Context) -> anyhow::Result<Ou
 
 pub(crate) fn table(text: &mut Text, agents: &[AgentStatus]) {
     let rows = agents.iter().map(|agent| {
-        let state = match (agent.revoked, agent.quarantined) {
-            (true, _) => "revoked",
-            (false, true) => "quarantined",
-            (false, false) => "active",
+        let state = match (agent.revoked, agent.quarantined, agent.glass_broken_until) {
+            (true, ..) => "revoked".to_owned(),
+            (false, true, _) => "quarantined".to_owned(),
+            (false, false, Some(until)) => format!("without policies until {until}"),
+            (false, false, None) => "active".to_owned(),
         };
-        vec![agent.id.to_string(), agent.sponsor.clone(), agent.trust.to_string(), state.to_owned()]
+        vec![agent.id.to_string(), agent.sponsor.clone(), agent.trust.to_string(), state]
     });
     text.table(&["AGENT", "SPONSOR", "TRUST", "STATE"], rows.collect());
 }

@@ -23,6 +23,7 @@ use super::{attest::now, daemon::Daemon, guesses::Confirms};
 mod approvals;
 mod events;
 mod gate;
+mod glass;
 mod listener;
 mod people;
 mod question;
@@ -74,6 +75,7 @@ fn control(daemon: &Arc<Daemon>) -> anyhow::Result<Router> {
         .route("/v1/explain", post(question::explain_action))
         .route("/v1/tools", get(tools).post(pin_tool))
         .route("/v1/agents", post(order))
+        .route("/v1/glass", post(glass::glass))
         .route("/v1/reload", post(reload))
         .with_state(Arc::clone(daemon))
         .merge(aegis_ledger::router(ledger))

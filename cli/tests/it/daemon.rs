@@ -87,6 +87,7 @@ fn status() -> Status {
             trust: 740,
             quarantined: true,
             revoked: false,
+            glass_broken_until: None,
         }],
         ledger: LedgerStatus {
             place: "/var/ledger.db".into(),

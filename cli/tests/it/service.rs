@@ -166,13 +166,14 @@ impl World {
 }
 
 /// Asks a socket for a path, until the answer holds what is expected or ends.
-const GET: &str = "import socket,sys
+const GET: &str = "import socket,sys,time
+end=time.monotonic()+30
 s=socket.socket(socket.AF_UNIX); s.settimeout(60); s.connect(sys.argv[1])
-s.sendall(b'GET %s HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n' % sys.argv[2].encode())
+s.sendall(b'GET %s HTTP/1.1\\r\\nhost: localhost\\r\\nconnection: close\\r\\n\\r\\n' % sys.argv[2].encode())
 answer=b''
 while sys.argv[3].encode() not in answer:
     part=s.recv(4096)
-    if not part: sys.exit(1)
+    if not part or time.monotonic()>end: sys.exit(1)
     answer+=part
 ";
 
@@ -224,6 +225,8 @@ async fn an_agent_of_another_user_is_governed_and_cannot_govern() {
         world.refuses(uid, &["audit", "query"], only).await;
         assert!(world.answers(uid, "run/control.sock", "/v1/events", "HTTP/1.1 403 "));
         world.refuses(uid, &["agents", "release", "bot", "--reason", "x"], only).await;
+        let glass = ["agents", "break-glass", "bot", "--reason", "because I would like to"];
+        world.refuses(uid, &glass, only).await;
         for file in ["state", "state/ledger.key", "state/ca", "state/ledger.db"] {
             assert!(!world.can(uid, &["ls", "-l", &format!("{file}/.")]), "{uid} {file}");
             assert!(!world.can(uid, &["cat", file]), "{uid} can read {file}");

@@ -222,3 +222,38 @@ async fn operators_hear_of_approvals_as_they_come_and_a_preview_is_none() {
     let view = asked(&control, "GET", &format!("/v1/approvals/{id}"), &Value::Null).await;
     assert_eq!((&view["resource"], &view["state"]), (&json!("/work/a.txt"), &json!("approved")));
 }
+
+#[tokio::test]
+async fn broken_glass_is_a_persons_recorded_and_ends_with_the_daemon() {
+    let server = Server::start().await;
+    let mut live = Live::start(&server.document, &[]).await;
+    assert_eq!(live.call("never").await.as_deref(), Some("policy_denied"));
+    let order = |minutes: &'static str, why: &'static str| {
+        ["agents", "break-glass", "bot", "--minutes", minutes, "--reason", why]
+    };
+    live.aegis(&order("5", "too short")).await.refuses("at least 10 characters");
+    live.aegis(&order("481", "a reason that is long enough")).await.exits(2);
+    let nobody = "spiffe://aegis.local/ns/default/sa/default/agent/nobody";
+    let stranger = ["agents", "break-glass", nobody, "--reason", "a reason that is long enough"];
+    live.aegis(&stranger).await.refuses("is registered");
+    assert_eq!(live.call("never").await.as_deref(), Some("policy_denied"));
+
+    live.aegis(&order("5", "restore the orders by hand")).await.exits(0);
+    assert_eq!(live.call("never").await, None);
+    let status = live.aegis(&["status"]).await.exits(0);
+    assert!(status.stdout.contains("without policies until"), "{}", status.stdout);
+    let orders = live.entries("configuration").await;
+    let broke = orders.iter().find(|entry| entry["detail"]["order"] == "break_glass").unwrap();
+    assert_eq!(broke["detail"]["why"], "restore the orders by hand");
+    assert!(broke["detail"]["who"].is_string() && broke["detail"]["until"].is_string(), "{broke}");
+    let lifted = live.entries("decision").await;
+    assert!(lifted.iter().any(|entry| entry["reason"] == "glass_broken"), "{lifted:?}");
+    let end = ["agents", "end-break-glass", "bot", "--reason", "done"];
+    live.aegis(&end).await.exits(0);
+    assert_eq!(live.call("never").await.as_deref(), Some("policy_denied"));
+
+    live.aegis(&order("5", "restore the orders by hand")).await.exits(0);
+    assert_eq!(live.call("never").await, None);
+    live.restart().await;
+    assert_eq!(live.call("never").await.as_deref(), Some("policy_denied"));
+}

@@ -13,6 +13,7 @@
 //! | `GET /v1/tools` | | `[`[`ToolView`]`]` |
 //! | `POST /v1/tools` | [`PinRequest`] | [`Done`] |
 //! | `POST /v1/agents` | [`AgentOrder`] | [`Done`] |
+//! | `POST /v1/glass` | [`GlassOrder`] | [`Done`] |
 //! | `POST /v1/reload` | | [`Status`] |
 //! | `POST /v1/wrap` | [`WrapHello`], then an upgrade to `aegis-wrap` | frames ([`crate::frame`]) |
 //!
@@ -114,6 +115,9 @@ pub struct AgentStatus {
     pub quarantined: bool,
     /// Whether its identity is revoked.
     pub revoked: bool,
+    /// Until when a human has lifted the policies for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub glass_broken_until: Option<Timestamp>,
 }
 
 /// The ledger.
@@ -327,6 +331,26 @@ pub struct PinRequest {
     #[serde(default)]
     pub totp: Option<String>,
 }
+
+/// Lifts the policies for one agent for a while, or ends that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GlassOrder {
+    /// For whom.
+    pub agent: AgentId,
+    /// For how long: at most [`MAX_GLASS_MINUTES`]; 0 ends it now.
+    pub minutes: u16,
+    /// Why: at least [`MIN_GLASS_REASON`] characters where it begins.
+    pub reason: String,
+    /// A one-time code.
+    #[serde(default)]
+    pub totp: Option<String>,
+}
+
+/// The longest that policies are lifted. Minutes.
+pub const MAX_GLASS_MINUTES: u16 = 480;
+/// The shortest reason for it.
+pub const MIN_GLASS_REASON: usize = 10;
 
 /// Something to be done to an agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

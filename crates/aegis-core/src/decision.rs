@@ -168,6 +168,7 @@ reasons! {
     SessionAllowed "session_allowed" "It only prepares calls, each of which is decided by itself.";
     Approved "approved" "A human approved this very action.";
     Granted "granted" "A human approved this very action where it was called from, as its grant shows.";
+    GlassBroken "glass_broken" "A human has lifted the policies for this agent, for a while and for a reason.";
     ApprovalByPolicy "approval_by_policy" "A policy asks for a human's approval.";
     ApprovalByTier "approval_by_tier" "Its risk, or the trust in the agent, asks for a human's approval.";
     ApprovalDenied "approval_denied" "A human refused it.";

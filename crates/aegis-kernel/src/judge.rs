@@ -149,6 +149,9 @@ pub(crate) fn judge(
         engine.evaluate(&input, namespace)
     };
     judgement.combine(request, evaluation, thresholds, purpose);
+    if state.glass_broken_until(&request.context.principal.id, now).is_some() {
+        judgement.lift();
+    }
     // Nothing comes back through the kernel API or a hook that could be redacted there.
     let unmet = |obligation: &Obligation| obligation.kind == ObligationKind::RedactResult;
     if matches!(request.context.scope, Scope::Kernel | Scope::Ide)
@@ -211,6 +214,22 @@ impl Judgement {
         self.decision.verdict = Verdict::Allow;
         self.decision.reason = reason;
         self.decision.message = reason.sentence().into();
+    }
+
+    /// Lets pass what policies alone hold back. Who is not known, or is stopped, or lacks the capability
+    /// stays refused; so does what a policy could not be asked about, and what is too often.
+    fn lift(&mut self) {
+        let by_policies = matches!(
+            self.decision.reason,
+            Reason::PolicyDenied
+                | Reason::NoPolicyAllows
+                | Reason::ApprovalByPolicy
+                | Reason::ApprovalByTier
+        );
+        if by_policies {
+            self.allow(Reason::GlassBroken);
+            self.decision.approval = None;
+        }
     }
 
     /// Counts the action under the rate limits that spoke; `false` where one is used up.

@@ -8,7 +8,7 @@ use aegis_core::{
     Timestamp,
     action::Action,
     canonical,
-    decision::{Decision, Verdict},
+    decision::{Decision, Reason, Verdict},
     policy::{Effect, Mode, Obligation, ObligationKind},
 };
 use aegis_protocol::redact;
@@ -171,7 +171,10 @@ pub(crate) fn outcome(receipt: &Receipt, ending: &Ending, now: Timestamp) -> Dra
     draft.sponsor = receipt.sponsor.as_ref().map(ToString::to_string);
     draft.action.clone_from(&receipt.action);
     draft.decision_id = Some(receipt.decision_id.clone());
-    draft.reason.clone_from(&ending.reason);
+    // What was done while the policies were lifted stays told apart: it earns no trust.
+    let lifted = receipt.decision.reason == Reason::GlassBroken;
+    let by_itself = lifted.then(|| Reason::GlassBroken.code().to_owned());
+    draft.reason = ending.reason.clone().or(by_itself);
     draft.tier = Some(receipt.decision.tier.as_str().into());
     draft.risk = Some(receipt.decision.risk.score.get().into());
     let mut number = |name: &str, value: i64| {

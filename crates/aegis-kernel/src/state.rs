@@ -17,6 +17,8 @@ pub struct State {
     pub quarantined: HashSet<AgentId>,
     /// Whom the configuration suspends, one by one; `thresholds` suspend namespaces and everybody.
     pub suspended: HashSet<AgentId>,
+    /// Whom a human has freed from the policies, and until when. Kept nowhere: a restart ends it.
+    pub glass: HashMap<AgentId, Timestamp>,
     /// The thresholds.
     pub thresholds: Thresholding,
     /// When this was last known to be current; `None` means it is by construction.
@@ -24,6 +26,12 @@ pub struct State {
 }
 
 impl State {
+    /// Until when the policies are lifted for an agent, if they are.
+    #[must_use]
+    pub fn glass_broken_until(&self, agent: &AgentId, now: Timestamp) -> Option<Timestamp> {
+        self.glass.get(agent).copied().filter(|until| *until > now)
+    }
+
     /// Whether an agent is stopped: by hand, or by the configuration, alone or with others.
     #[must_use]
     pub fn is_stopped(&self, agent: &AgentId) -> bool {

@@ -136,15 +136,20 @@ fn observation(facts: &Facts<'_>) -> Option<Observation> {
             let reason: Reason = facts.reason?.parse().ok()?;
             reason.counts_against_agent().then(|| Observation::Violated { risk: risk() })
         }
+        // A human had lifted the policies: that it went well says nothing about conduct.
+        (Kind::Outcome, Outcome::Success) if facts.reason == Some(Reason::GlassBroken.code()) => {
+            None
+        }
         (Kind::Outcome, Outcome::Success) => {
             // Opening sessions and listing says nothing about conduct.
             let kind: ActionKind =
                 serde_json::from_value(facts.action.get("kind")?.clone()).ok()?;
             let tier = if facts.tier == Some("L3") { Tier::Mesh } else { Tier::Local };
-            // Nobody but the agent saw what the kernel API let it do: its word earns nothing, and what
-            // was risky wears its trust all the same.
+            // Nobody but the agent saw what the kernel API or its hook let it do: its word earns nothing,
+            // and what was risky wears its trust all the same.
+            let unseen = [Protocol::Kernel.as_str(), Protocol::Ide.as_str()];
             let own_word =
-                facts.action.get("protocol").is_some_and(|p| p == Protocol::Kernel.as_str());
+                facts.action.get("protocol").is_some_and(|p| unseen.iter().any(|own| p == own));
             let risk = if own_word { PerMille::clamped(0) } else { risk() };
             let counts = !kind.is_preparatory() && (!own_word || tier == Tier::Mesh);
             counts.then_some(Observation::Succeeded { risk, tier })
@@ -373,11 +378,17 @@ mod tests {
         let mut list = draft(Kind::Outcome, Outcome::Success, None);
         list.action.insert("kind".into(), json!("list"));
         assert_eq!(score_after(&[list]), 500);
-        let mut own_word = draft(Kind::Outcome, Outcome::Success, None);
-        own_word.action.insert("protocol".into(), json!("kernel"));
-        assert_eq!(score_after(std::slice::from_ref(&own_word)), 500);
-        own_word.tier = Some("L3".into());
-        assert!(score_after(&vec![own_word; 500]) < 500, "what was risky wears trust");
+        for protocol in ["kernel", "ide"] {
+            let mut own_word = draft(Kind::Outcome, Outcome::Success, None);
+            own_word.action.insert("protocol".into(), json!(protocol));
+            assert_eq!(score_after(std::slice::from_ref(&own_word)), 500, "{protocol}");
+            own_word.tier = Some("L3".into());
+            assert!(score_after(&vec![own_word; 500]) < 500, "what was risky wears trust");
+        }
+        assert_eq!(
+            score_after(&[draft(Kind::Outcome, Outcome::Success, Some("glass_broken"))]),
+            500
+        );
     }
 
     #[test]

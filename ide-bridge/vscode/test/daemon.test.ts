@@ -242,3 +242,17 @@ test("what operators are told of makes it look at once", async () => {
   }
   connection.dispose();
 });
+
+test("breaking the glass says for whom, how long and why", async () => {
+  const seen: unknown[] = [];
+  const control = await serve("control.sock", (request, body, response) => {
+    seen.push([request.method, request.url, JSON.parse(body)]);
+    says({ index: 1 })(request, body, response);
+  });
+  await new Control(control).glass("spiffe://d/x", 15, "restore the orders", "123456");
+  await new Control(control).glass("spiffe://d/x", 0, "done", undefined);
+  assert.deepEqual(seen, [
+    ["POST", "/v1/glass", { agent: "spiffe://d/x", minutes: 15, reason: "restore the orders", totp: "123456" }],
+    ["POST", "/v1/glass", { agent: "spiffe://d/x", minutes: 0, reason: "done" }],
+  ]);
+});

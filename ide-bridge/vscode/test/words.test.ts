@@ -21,6 +21,10 @@ test("the bar shows mode, trust, tier, what waits, and that it is advisory", () 
   assert.equal(bar(up(), "enforce", self, trust, 0).text, "$(shield) Aegis enforce · trust 421 · L1");
   assert.equal(bar(up({ advisory: ["one user"] }), "assist", self, trust, 2).text, "$(shield) Aegis assist · trust 421 · L1 · Advisory $(bell) 2");
   assert.equal(bar(up(), "observe", undefined, [], 0).text, "$(shield) Aegis observe");
+  const agent = { id: DESK, sponsor: "a", trust: 421, quarantined: false, revoked: false, glassBrokenUntil: "2026-01-01T00:30:00Z" };
+  const lifted = bar(up({ agents: [agent] }), "enforce", self, trust, 0);
+  assert.deepEqual([lifted.text, lifted.level], ["$(warning) Aegis enforce · trust 421 · L1 · glass broken", "warning"]);
+  assert.match(lifted.tooltip, /lifted for this editor until 2026-01-01T00:30:00Z/);
   // What the daemon says of the caller goes before what is guessed of it.
   const told = { agent: DESK, trust: 640, standing: "standard", stopped: false, tier: "L2", advisory: true };
   const known = bar(up(), "enforce", { agent: DESK, tier: "L2", told }, trust, 0);

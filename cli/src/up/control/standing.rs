@@ -25,6 +25,7 @@ pub(super) async fn read_status(daemon: &Daemon) -> Result<Status, Failure> {
         .iter()
         .map(|(key, listening)| upstream_status(key, listening))
         .collect();
+    let now = kernel.now();
     let agents = state.registry.agents().map(|(id, registration)| {
         let (trust, _) = kernel.trust(id);
         let thresholds = state.thresholds.of(id.namespace());
@@ -34,6 +35,7 @@ pub(super) async fn read_status(daemon: &Daemon) -> Result<Status, Failure> {
             trust: trust.score().get(),
             quarantined: state.is_stopped(id) || trust.is_critical(thresholds),
             revoked: state.revoked.contains(id),
+            glass_broken_until: state.glass_broken_until(id, now),
         }
     });
     let agents: Vec<AgentStatus> = agents.collect();

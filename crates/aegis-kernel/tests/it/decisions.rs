@@ -153,6 +153,62 @@ async fn a_preview_says_what_would_be_and_changes_nothing() {
 }
 
 #[tokio::test]
+async fn broken_glass_lifts_policies_for_a_while_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut domain = Domain::open(folder.path()).await;
+    let until = crate::domain::START.plus(Duration::from_secs(600));
+    let lift = |state: &mut State| {
+        state.glass.insert(agent("one"), until);
+    };
+    domain.kernel.update_with(lift).await.unwrap();
+    let forbidden = || call_with("add", json!({ "word": "forbidden" }));
+    for action in [call("multiply"), forbidden(), call("ask")] {
+        let permit = domain.kernel.decide(domain.context(), action).await.unwrap();
+        assert_eq!(permit.receipt().decision.reason, Reason::GlassBroken);
+        let ending = Ending {
+            result: Outcome::Success,
+            reason: None,
+            status: None,
+            bytes: 0,
+            sent: 0,
+            events: 0,
+            micros: 0,
+            redactions: 0,
+        };
+        domain.kernel.conclude(permit.receipt(), &ending).await.unwrap();
+    }
+    assert_eq!(domain.kernel.approvals().len(), 0, "nobody is asked");
+    assert_eq!(reason(&domain, call("add")).await, Reason::PolicyAllowed, "as always");
+    // What a policy could not be asked about stays refused, and so does another agent.
+    let broken = Action { server: "broken".into(), ..call("add") };
+    assert_eq!(reason(&domain, broken).await, Reason::EvaluationFailed);
+    for _ in 0..2 {
+        assert_eq!(reason(&domain, call("limited")).await, Reason::PolicyAllowed);
+    }
+    assert_eq!(reason(&domain, call("limited")).await, Reason::RateLimited);
+    domain.principal = principal("two");
+    assert_eq!(reason(&domain, call("multiply")).await, Reason::NoPolicyAllows);
+    domain.principal = principal("one");
+    // The record tells it apart, names what would have refused, and earns no trust.
+    let entries = domain.entries().await;
+    let lifted: Vec<_> =
+        entries.iter().filter(|e| e.reason.as_deref() == Some("glass_broken")).collect();
+    let of = |kind| lifted.iter().filter(|e| e.kind == kind).count();
+    assert_eq!((of(Kind::Decision), of(Kind::Outcome)), (3, 3));
+    assert_eq!(lifted.iter().find(|e| e.policies.len() > 1).unwrap().policies[0].effect, "deny");
+    assert_eq!(domain.kernel.trust(&agent("one")).0, Trust::default());
+    // Who is stopped is stopped.
+    let stop = |state: &mut State| {
+        state.quarantined.insert(agent("one"));
+    };
+    domain.kernel.update_with(stop).await.unwrap();
+    assert_eq!(reason(&domain, call("multiply")).await, Reason::AgentQuarantined);
+    domain.kernel.update_with(|state| state.quarantined.clear()).await.unwrap();
+    domain.pass(Duration::from_secs(600));
+    assert_eq!(reason(&domain, call("multiply")).await, Reason::NoPolicyAllows);
+}
+
+#[tokio::test]
 async fn identity_comes_before_policy() {
     let folder = tempfile::tempdir().unwrap();
     let mut domain = Domain::open(folder.path()).await;

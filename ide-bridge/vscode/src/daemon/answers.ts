@@ -35,6 +35,8 @@ export interface Agent {
   trust: number;
   quarantined: boolean;
   revoked: boolean;
+  /** Until when a person has lifted the policies for it. */
+  glassBrokenUntil: string | undefined;
 }
 
 /** The trust in an agent. */
@@ -193,6 +195,7 @@ export function status(value: unknown): Status {
         trust: number(agent, "trust"),
         quarantined: flag(agent, "quarantined"),
         revoked: flag(agent, "revoked"),
+        glassBrokenUntil: maybe(agent, "glass_broken_until"),
       };
     }),
     ledger: { size: number(ledger, "size"), origin: text(ledger, "origin"), verifierKey: text(ledger, "verifier_key") },

@@ -63,6 +63,11 @@ export class Control {
     await this.#ask("POST", "/v1/agents", { agent, order, reason, totp });
   }
 
+  /** Lifts the policies for an agent for so many minutes; 0 ends it. */
+  async glass(agent: string, minutes: number, reason: string, totp: string | undefined): Promise<void> {
+    await this.#ask("POST", "/v1/glass", { agent, minutes, reason, totp });
+  }
+
   async entries(query: Readonly<Record<string, string | number>>): Promise<{ entries: answers.Entry[]; next: number | undefined }> {
     const words = new URLSearchParams(Object.entries(query).map(([name, value]): [string, string] => [name, String(value)]));
     return answers.entries(answers.json(await this.#ask("GET", `/v1/entries?${words.toString()}`)));

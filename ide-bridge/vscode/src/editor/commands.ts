@@ -3,7 +3,7 @@
 import path from "node:path";
 import * as vscode from "vscode";
 
-import { type Approval, shortName, type Trust } from "../daemon/answers.ts";
+import { type Agent, type Approval, shortName, type Trust } from "../daemon/answers.ts";
 import type { Mode } from "../gate/gate.ts";
 import type { Kept } from "../gate/shelf.ts";
 import type { Audit } from "./audit.ts";
@@ -24,6 +24,8 @@ export function registerCommands(desk: Desk, saves: Saves, audit: Audit): vscode
     "aegis.showApproval": (chosen) => showApproval(desk, chosen),
     "aegis.stopAgent": (chosen) => order(desk, chosen, "quarantine"),
     "aegis.releaseAgent": (chosen) => order(desk, chosen, "release"),
+    "aegis.breakGlass": (chosen) => breakGlass(desk, chosen),
+    "aegis.endBreakGlass": (chosen) => endBreakGlass(desk, chosen),
     "aegis.reviewTools": () => reviewTools(desk),
     "aegis.setMode": () => chooseMode(),
     "aegis.showStatus": () => showStatus(desk),
@@ -42,6 +44,10 @@ export function registerCommands(desk: Desk, saves: Saves, audit: Audit): vscode
   };
   return vscode.Disposable.from(...Object.entries(commands).map(([name, run]) => vscode.commands.registerCommand(name, run)));
 }
+
+/** What the daemon asks of whoever breaks the glass. */
+const GLASS_REASON = 10;
+const GLASS_MINUTES = 480;
 
 /** What a command was called for: a line of a list, an id, or nothing. */
 function chosenOf<T>(chosen: unknown, all: readonly T[], idOf: (one: T) => string): T | undefined {
@@ -114,6 +120,45 @@ async function order(desk: Desk, chosen: unknown, what: "quarantine" | "release"
     validateInput: (text) => (text.trim() ? undefined : "Say why; it is recorded"),
   });
   if (reason !== undefined) await desk.order(title, (totp) => desk.connection.control.order(agent.agent, what, reason.trim(), totp));
+}
+
+/** The agents of the daemon for whom the policies are lifted, or are not. */
+function agents(desk: Desk, lifted: boolean): Agent[] {
+  return (desk.connection.status?.agents ?? []).filter((one) => !one.revoked && (one.glassBrokenUntil !== undefined) === lifted);
+}
+
+async function pickAgent(desk: Desk, chosen: unknown, title: string, lifted: boolean): Promise<Agent | undefined> {
+  const all = agents(desk, lifted);
+  const named = chosen instanceof Line ? (chosen.of as Trust).agent : chosen;
+  return all.find((one) => one.id === named) ?? pick(title, all, (one) => ({ label: shortName(one.id), description: one.id }));
+}
+
+async function breakGlass(desk: Desk, chosen: unknown): Promise<void> {
+  const title = "Break the glass";
+  const agent = await pickAgent(desk, chosen, title, false);
+  if (!agent) return;
+  const reason = await window.showInputBox({
+    title: `Aegis: ${title} for ${shortName(agent.id)}`,
+    prompt: "What the policies refuse or ask about passes for a while, and is recorded as that",
+    placeHolder: "Why, in at least ten characters",
+    ignoreFocusOut: true,
+    validateInput: (text) => (text.trim().length >= GLASS_REASON ? undefined : "Say why in at least ten characters; it is recorded"),
+  });
+  if (reason === undefined) return;
+  const minutes = await window.showInputBox({
+    title: `Aegis: ${title} for ${shortName(agent.id)}`,
+    prompt: `For how many minutes, at most ${String(GLASS_MINUTES)}`,
+    value: "30",
+    ignoreFocusOut: true,
+    validateInput: (text) => (/^[1-9]\d{0,2}$/.test(text.trim()) && Number(text) <= GLASS_MINUTES ? undefined : `1 to ${String(GLASS_MINUTES)}`),
+  });
+  if (minutes !== undefined) await desk.order(title, (totp) => desk.connection.control.glass(agent.id, Number(minutes), reason.trim(), totp));
+}
+
+async function endBreakGlass(desk: Desk, chosen: unknown): Promise<void> {
+  const title = "Put the policies in force again";
+  const agent = await pickAgent(desk, chosen, title, true);
+  if (agent) await desk.order(title, (totp) => desk.connection.control.glass(agent.id, 0, "ended in the editor", totp));
 }
 
 async function reviewTools(desk: Desk): Promise<void> {

@@ -51,11 +51,14 @@ function upBar(status: Status, unjudged: string, mode: Mode, self: Self | undefi
   if (status.problems.length) lines.push(`Problems: ${status.problems.join("; ")}`);
   const stopped = own?.quarantined === true || told?.stopped === true;
   if (stopped) lines.push("This editor is stopped: quarantined, suspended or revoked");
-  const icon = blind || stopped ? "$(warning)" : "$(shield)";
+  const glass = status.agents.find((one) => one.id === self?.agent)?.glassBrokenUntil;
+  if (glass !== undefined) lines.push(`The policies are lifted for this editor until ${glass}`);
+  const amiss = blind || stopped || glass !== undefined;
+  const icon = amiss ? "$(warning)" : "$(shield)";
   const waiting = pending ? ` $(bell) ${String(pending)}` : "";
   const advisory = isAdvisory ? " · Advisory" : "";
-  const what = blind ? `Aegis: editor not judged${mode === "enforce" ? ", saves refused" : ""}` : `Aegis ${parts.join(" · ")}${advisory}`;
-  return { text: `${icon} ${what}${waiting}`, tooltip: lines.join("\n"), level: blind || stopped ? "warning" : "fine" };
+  const what = blind ? `Aegis: editor not judged${mode === "enforce" ? ", saves refused" : ""}` : `Aegis ${parts.join(" · ")}${glass === undefined ? "" : " · glass broken"}${advisory}`;
+  return { text: `${icon} ${what}${waiting}`, tooltip: lines.join("\n"), level: amiss ? "warning" : "fine" };
 }
 
 /** What an approval is about: what would be done, and to what. */
