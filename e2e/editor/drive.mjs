@@ -86,11 +86,16 @@ async function focusEditor() {
   await page.locator(".editor-group-container.active .monaco-editor .view-lines").first().click();
 }
 
-/** Replaces everything in the editor and saves. */
-async function writeAndSave(content) {
+/** Replaces everything in the editor. */
+async function write(content) {
   await press("Control+A");
   await page.keyboard.insertText(content);
   await page.locator(".tab.active.dirty").waitFor();
+}
+
+/** As `write`, and saves. */
+async function writeAndSave(content) {
+  await write(content);
   await press("Control+S");
 }
 
@@ -148,7 +153,11 @@ async function forbidden() {
   await open("settings.py");
   const before = text("settings.py");
   const bad = `REGION = "eu-central-1"\nRETRIES = 5\nKEY = "${KEY}"\n`;
-  await writeAndSave(bad);
+  await write(bad);
+  await page.locator(".squiggly-error").first().waitFor();
+  assert.deepEqual(await entries({ kind: "decision" }), [], "while typing nothing is decided");
+  step("what would be refused is marked while typing, and nothing is recorded");
+  await press("Control+S");
   await notice("did not save settings.py");
   await until("the saved file is clean", async () => (await page.locator(".tab.active.dirty").count()) === 0);
   assert.equal(text("settings.py"), before, "the disk holds the last allowed text");
@@ -159,6 +168,7 @@ async function forbidden() {
   const denied = await entries({ kind: "decision", result: "deny" });
   assert.equal(denied.length, 1, "one question for one save");
   assert.deepEqual([denied[0].resource, denied[0].arguments.mode], [file("settings.py"), "enforce"]);
+  assert.ok(!JSON.stringify(await entries({ limit: "1000" })).includes(KEY), "the key stands nowhere in the ledger");
   await shot("refused");
   step("a forbidden save is refused and undone");
 

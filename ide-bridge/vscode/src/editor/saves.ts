@@ -121,8 +121,12 @@ export class Saves {
 
   async #pause(document: vscode.TextDocument): Promise<void> {
     this.#resting.delete(document.uri.toString());
-    if (document.isClosed || !document.isDirty) return;
+    const { version } = document;
+    const isUnsaved = (): boolean => !document.isClosed && document.isDirty && document.version === version;
+    if (!isUnsaved()) return;
     const refusal = await this.gate.pause(await realPath(document.uri.fsPath), document.getText());
+    // Saved or written on meanwhile: this is about another text.
+    if (!isUnsaved()) return;
     if (refusal) this.#mark(document.uri, refusal, []);
     else this.#marks.delete(document.uri);
   }
