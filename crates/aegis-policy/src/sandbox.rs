@@ -20,6 +20,7 @@
 //! Unknown fields are refused, so that a misspelt expectation is not a passed one.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -353,10 +354,12 @@ fn differs(expect: &Expect, evaluation: &Evaluation, listed: &Evaluation) -> Opt
     }
 }
 
-/// Which arguments are kept out of the record.
+/// Which arguments are kept out of the record. A module that allows and denies wants it twice.
 fn redacted(evaluation: &Evaluation) -> Vec<String> {
     let arguments = |one: &&Obligation| one.kind == ObligationKind::RedactArgument;
-    evaluation.obligations().filter(arguments).map(|one| one.target.clone()).collect()
+    let wanted: BTreeSet<&String> =
+        evaluation.obligations().filter(arguments).map(|one| &one.target).collect();
+    wanted.into_iter().cloned().collect()
 }
 
 impl Expected {
