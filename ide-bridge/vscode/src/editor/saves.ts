@@ -51,6 +51,8 @@ export class Saves {
   readonly #told = new Set<string>();
   /** Files that are being put back: that save is the gate's own. */
   readonly #undoing = new Set<string>();
+  /** How often a file was about to be saved: what stands on disk since then may be this editor's own. */
+  readonly #begun = new Map<string, number>();
   readonly #subscriptions: vscode.Disposable[];
 
   constructor(desk: Desk) {
@@ -70,7 +72,11 @@ export class Saves {
       workspace.onDidOpenTextDocument((document) => void this.#opened(document)),
       workspace.onDidCloseTextDocument((document) => void this.#closed(document)),
       workspace.onDidChangeTextDocument((event) => void this.#edited(event)),
-      workspace.onWillSaveTextDocument((event) => { event.waitUntil(this.#before(event.document)); }),
+      workspace.onWillSaveTextDocument((event) => {
+        const { fileName } = event.document;
+        this.#begun.set(fileName, (this.#begun.get(fileName) ?? 0) + 1);
+        event.waitUntil(this.#before(event.document));
+      }),
       workspace.onDidSaveTextDocument((document) => void this.#after(document)),
       desk.onChange(() => { this.#offerApproved(); }),
     ];
@@ -109,9 +115,11 @@ export class Saves {
   async #edited({ document, contentChanges }: vscode.TextDocumentChangeEvent): Promise<void> {
     if (!this.#isGoverned(document) || !contentChanges.length) return;
     if (!document.isDirty) {
-      // Read again from disk: somebody else wrote it. What stands there is checked, not believed.
+      // Read again from disk: somebody else wrote it. What stands there is checked, not believed; and an edit whose save began
+      // meanwhile, as on a busy machine, is judged by that save.
+      const begun = this.#begun.get(document.fileName);
       const [file, text] = [await realPath(document.uri.fsPath), document.getText()];
-      if ((await onDisk(document.uri)) === text) this.gate.onDisk(file, text);
+      if ((await onDisk(document.uri)) === text && this.#begun.get(document.fileName) === begun) this.gate.onDisk(file, text);
       return;
     }
     const key = document.uri.toString();
