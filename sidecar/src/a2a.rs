@@ -125,11 +125,12 @@ async fn unreadable(route: &Route, caller: &Caller, reason: Reason) {
     route.kernel().refuse(&caller.principal, &route.name, reason, Map::new()).await;
 }
 
-/// Whether every task that a request names is the caller's, and its context nobody else's.
+/// Whether every task and the context that a request names are the caller's.
 fn is_own(route: &Route, caller: &Caller, request: &ClientRequest) -> bool {
     let (tasks, agent) = (&route.tasks, &caller.principal.id);
+    let new = route.spec.a2a.client_contexts;
     request.tasks().iter().all(|task| tasks.owns(agent, task))
-        && request.context().is_none_or(|context| tasks.may_join(agent, context))
+        && request.context().is_none_or(|context| tasks.may_join(agent, context, new))
 }
 
 /// A request on its way.
