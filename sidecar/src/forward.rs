@@ -266,7 +266,10 @@ impl Target {
                     Ok(direct.send(request, Some(told)).await?)
                 }
                 (Reach::Web(client), _) => Ok::<_, Failed>(client.request(request).await?),
-                (Reach::Direct(_, client), None) => Ok(direct::ask(client, request).await?),
+                (Reach::Direct(direct, client), None) => {
+                    direct.address(request.headers_mut());
+                    Ok(direct::ask(client, request).await?)
+                }
             }
         };
         match tokio::time::timeout(timeout, answering).await {

@@ -22,11 +22,12 @@ mod routes;
 mod sort;
 mod spoken;
 mod tls;
+mod unproven;
 
 use std::{
     collections::BTreeSet,
     fmt, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -54,9 +55,10 @@ use crate::{
     respond,
 };
 
-pub use awaited::{NotRedirected, await_redirect};
+pub use awaited::{Asked, NotRedirected, await_redirect};
 pub use original::original_destination;
 use routes::{Peers, Routes};
+use unproven::Unproven;
 
 /// How many connections each direction has at most.
 const MAX_CONNECTIONS: usize = 10_000;
@@ -122,6 +124,8 @@ pub struct Transparent {
     routes: Routes,
     peers: Peers,
     singly: Singly,
+    unproven: Unproven,
+    asked: Asked,
 }
 
 /// How many refusals are recorded one by one in a second.
@@ -187,6 +191,8 @@ impl Transparent {
             routes: Routes::default(),
             peers: Peers::new(anybody),
             singly: Singly::new(),
+            unproven: Unproven::default(),
+            asked: Asked::default(),
         })
     }
 
@@ -194,6 +200,20 @@ impl Transparent {
     #[must_use]
     pub fn with_names(mut self, names: Names) -> Self {
         self.names = names;
+        self
+    }
+
+    /// Keeps room for the probes of the node, which has these addresses.
+    #[must_use]
+    pub fn with_node(mut self, node: &[IpAddr]) -> Self {
+        self.unproven = Unproven::keeping_room_for(node);
+        self
+    }
+
+    /// Notes there what is asked through the redirect.
+    #[must_use]
+    pub fn with_asked(mut self, asked: Asked) -> Self {
+        self.asked = asked;
         self
     }
 
@@ -267,15 +287,18 @@ fn answer(reason: Reason) -> Response<Body> {
     boxed(respond::http(respond::plain(respond::status_of(reason), reason)))
 }
 
-/// How other sidecars are reached that `rule` accepts: those of `audience`, if it is one agent.
-fn mesh(own: &Own, rule: PeerRule, audience: Option<AgentId>) -> Result<Arc<Mesh>, TlsError> {
+/// How other sidecars are reached that `rule` accepts: those of one agent at a port of its application,
+/// or anybody's.
+fn mesh(own: &Own, rule: PeerRule, only: Option<(AgentId, u16)>) -> Result<Arc<Mesh>, TlsError> {
     let mut config: ClientConfig = client_config(&own.source, own.revocations.clone(), rule)?;
     config.alpn_protocols = vec![MESH_PROTOCOL.to_vec()];
+    let (audience, port) = only.unzip();
     Ok(Arc::new(Mesh {
         config: Arc::new(config),
         revocations: own.revocations.clone(),
         source: Arc::clone(&own.source),
         audience,
+        port,
     }))
 }
 
@@ -301,6 +324,11 @@ fn told(destination: SocketAddr, what: &str) -> Map<String, Value> {
     told.insert("destination".into(), destination.to_string().into());
     told.insert("spoken".into(), what.into());
     told
+}
+
+/// Which of a server's ports and paths something is for.
+fn endpoint(port: u16, path: &str) -> String {
+    format!("{port}{path}")
 }
 
 /// What policies and records of `caller` call the server of `agent`: its name within the caller's own

@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use tokio::net::TcpStream;
 
 use super::{
-    Transparent, awaited, plain,
+    Transparent, awaited, endpoint, plain,
     routes::Key,
     server_name,
     sort::{Sorted, Speaks, sort},
@@ -37,7 +37,7 @@ pub(super) async fn connection(caught: Arc<Transparent>, stream: TcpStream) {
         return drop(caught.refuse_stranger(Reason::HostRefused));
     };
     if awaited::is_asked(destination) {
-        return awaited::answer(stream).await;
+        return caught.asked.hear(stream).await;
     }
     match spoken(&stream).await {
         Spoken::Http => {
@@ -103,7 +103,7 @@ impl Transparent {
                 return refuse(name, Reason::ProtocolUnsupported).await;
             }
         };
-        if response.status() == StatusCode::BAD_GATEWAY {
+        if [StatusCode::BAD_GATEWAY, StatusCode::MISDIRECTED_REQUEST].contains(&response.status()) {
             // Another pod may have the address now.
             self.peers.forget(destination);
         }
@@ -156,13 +156,15 @@ impl Transparent {
         let host = host.unwrap_or_else(|| HeaderValue::from_static("direct"));
         let path = request.uri().path().to_owned();
         let name = server_name(caller, agent);
-        let key = Key { name, agent: agent.clone(), destination, host, path };
+        let port = direct.port();
+        let key = Key { name, agent: agent.clone(), destination, port, host, path };
         self.routes.get(&key, |pins| {
             let target = Target::direct(direct.clone(), key.host.clone(), &key.path)?;
             let namespace = agent.namespace().unwrap_or_default();
             let spec = AgentUpstreamSpec::default();
             let shared = Arc::clone(&self.shared);
-            Ok(Route::with_target(shared, namespace, &key.name, spec, Some(target), pins))
+            let route = Route::with_target(shared, namespace, &key.name, spec, Some(target), pins);
+            Ok(route.at(endpoint(key.port, &key.path)))
         })
     }
 }

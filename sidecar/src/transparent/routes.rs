@@ -40,6 +40,8 @@ pub(super) struct Key {
     pub(super) name: String,
     pub(super) agent: AgentId,
     pub(super) destination: SocketAddr,
+    /// The port of the application there.
+    pub(super) port: u16,
     pub(super) host: HeaderValue,
     pub(super) path: String,
 }
@@ -135,7 +137,7 @@ impl Peers {
             return Ok((met.agent.clone(), Arc::clone(&met.mesh)));
         }
         let direct = Direct::Mesh(destination, Arc::clone(&self.anybody));
-        let (_, peer) = direct.connect().await.map_err(|error| {
+        let (peer, port) = direct.meet().await.map_err(|error| {
             tracing::info!(%destination, %error, "no sidecar answers there");
             // Whoever answers in the clear, or with another certificate, is nobody of the mesh.
             if is_tls(&error) || error.kind() != std::io::ErrorKind::ConnectionRefused {
@@ -147,7 +149,8 @@ impl Peers {
         let peer = peer.ok_or(Reason::ServerUnknown)?;
         let rule = PeerRule::exactly(peer.id.clone());
         let agent = AgentId::try_from(peer.id).map_err(|_| Reason::ServerUnknown)?;
-        let mesh = mesh(own, rule, Some(agent.clone())).map_err(|_| Reason::UpstreamUnverified)?;
+        let only = Some((agent.clone(), port));
+        let mesh = mesh(own, rule, only).map_err(|_| Reason::UpstreamUnverified)?;
         let mut known = self.known.lock();
         if known.len() >= MAX_PEERS {
             known.retain(|_, met| now.saturating_duration_since(met.at) < BELIEVED);

@@ -45,7 +45,7 @@ pub(super) enum Sorted {
     /// A request of MCP's transport.
     Mcp(Request<Whole>),
     /// Other HTTP, with its whole body.
-    Plain(Request<Full<Bytes>>),
+    Plain(Request<Bytes>),
 }
 
 /// Sorts a request.
@@ -67,7 +67,7 @@ pub(super) async fn sort(request: Request<Incoming>, speaks: Speaks) -> Result<S
         return Err(Reason::MalformedMessage);
     }
     if !is_rpc(&head.headers, &bytes)? {
-        return Ok(Sorted::Plain(Request::from_parts(head, Full::new(bytes))));
+        return Ok(Sorted::Plain(Request::from_parts(head, bytes)));
     }
     if speaks == Speaks::Http {
         return Err(Reason::ProtocolUnsupported);
