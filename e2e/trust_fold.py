@@ -110,7 +110,7 @@ def fold(entries):
         if by_agent:
             journals.add(owner)
         else:
-            clock = max(clock or "", entry["timestamp"])
+            clock = max(clock or "", entry.get("timestamp", ""))
         bound = by_agent and clock is not None
         limits = owners.get(owner, DEFAULTS)
         if kind == "configuration":

@@ -28,6 +28,7 @@ use serde_json::Map;
 
 use crate::{
     exchange::Exchange,
+    grant::Told,
     inbound::{self, Body, RequestBody, boxed},
     relay::{failed, relay},
     respond,
@@ -241,7 +242,7 @@ impl Call {
         &self,
         permit: Permit<ClientRequest>,
     ) -> Result<(Response<Incoming>, Exchange), (Reason, Exchange)> {
-        let within = permit.receipt().decision_id.clone();
+        let (within, told) = (permit.receipt().decision_id.clone(), Told::of(permit.receipt()));
         let route = &self.route;
         let (bytes, exchange) =
             Exchange::open_request(Arc::clone(route), self.caller.clone(), permit);
@@ -256,7 +257,7 @@ impl Call {
         let timeout = Duration::from_secs(route.spec.limits.answer_timeout_secs.into());
         let (method, path, headers) =
             (self.method.clone(), self.path.clone(), self.headers.clone());
-        match target.send_to(method, path, headers, bytes, timeout).await {
+        match target.send_to(method, path, headers, (bytes, told), timeout).await {
             Ok(response) => Ok((response, exchange)),
             Err(reason) => Err((reason, exchange)),
         }

@@ -50,6 +50,10 @@ pub const MESH_PROTOCOL: &[u8] = b"aegis-mesh/1";
 /// Which port of the application a connection leads to: told by whose sidecar is asked `OPTIONS *`, and
 /// said with each request, so that none is taken at another. A Service may have another number for it.
 pub(crate) static PORT: HeaderName = HeaderName::from_static("x-aegis-port");
+/// Told with it: what the port is declared to speak, where that is A2A.
+pub(crate) static SPEAKS: HeaderName = HeaderName::from_static("x-aegis-speaks");
+/// The one word of that.
+pub(crate) const A2A: &str = "a2a";
 /// How long a connection may take, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -74,6 +78,17 @@ pub(crate) struct Mesh {
     pub(crate) audience: Option<AgentId>,
     /// The port of that agent's application to which the connections lead.
     pub(crate) port: Option<u16>,
+    /// Whether A2A is declared there.
+    pub(crate) a2a: bool,
+}
+
+/// What the sidecar of another pod says of where a connection leads.
+pub(crate) struct Met {
+    pub(crate) peer: Option<PeerIdentity>,
+    /// The port of its application.
+    pub(crate) port: u16,
+    /// Whether that is declared to speak A2A.
+    pub(crate) a2a: bool,
 }
 
 /// An established connection.
@@ -116,7 +131,7 @@ impl Direct {
 
     /// Connects, and asks the sidecar there which port of its application that leads to. One that does
     /// not say is taken by its word with each request.
-    pub(crate) async fn meet(&self) -> io::Result<(Option<PeerIdentity>, u16)> {
+    pub(crate) async fn meet(&self) -> io::Result<Met> {
         let (Self::Plain(address) | Self::Mesh(address, _)) = self;
         let asking = async {
             let (stream, peer) = self.connecting(None).await?;
@@ -125,7 +140,10 @@ impl Direct {
             *request.uri_mut() = Uri::from_static("*");
             request.headers_mut().insert(header::HOST, HeaderValue::from_static("aegis"));
             let response = send_on(stream, request).await?;
-            Ok((peer, port_in(response.headers()).unwrap_or(address.port())))
+            let headers = response.headers();
+            let port = port_in(headers).unwrap_or(address.port());
+            let a2a = headers.get(&SPEAKS).is_some_and(|speaks| speaks == A2A);
+            Ok(Met { peer, port, a2a })
         };
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the sidecar there is too slow");
         tokio::time::timeout(CONNECT_TIMEOUT, asking).await.map_err(late)?

@@ -278,6 +278,11 @@ impl Route {
         Self { endpoint: Some(endpoint), ..self }
     }
 
+    /// Knows of these tasks, as others do that lead to the same agent.
+    pub(crate) fn sharing(self, tasks: Arc<Tasks>) -> Self {
+        Self { tasks, ..self }
+    }
+
     /// How large and deep a client's message may be.
     #[must_use]
     pub fn request_limits(&self) -> JsonLimits {

@@ -7,7 +7,7 @@
 //! peer of the mutual TLS, and the server is the pod's own agent. Only what the kubelet was declared
 //! to ask comes in without an SVID.
 //!
-//! What is MCP ([`sort`]) takes the walk of every MCP message; other HTTP is decided request by
+//! What is MCP or A2A ([`sort`]) takes the walk of every such message; other HTTP is decided request by
 //! request ([`plain`]). TLS of the application's own goes out to hosts that a policy names for it
 //! ([`tls`]). Whatever else cannot be looked into ends here and is recorded.
 
@@ -58,6 +58,7 @@ use crate::{
 pub use awaited::{Asked, NotRedirected, await_redirect};
 pub use original::original_destination;
 use routes::{Peers, Routes};
+use sort::Speaks;
 use unproven::Unproven;
 
 /// How many connections each direction has at most.
@@ -177,7 +178,7 @@ impl Transparent {
         let rule = PeerRule::agents_of(domain.clone());
         let mut server = server_config(&own.source, own.revocations.clone(), rule.clone())?;
         server.alpn_protocols = vec![MESH_PROTOCOL.to_vec()];
-        let anybody = mesh(&own, rule, None)?;
+        let anybody = mesh(&own, rule, None, false)?;
         Ok(Self {
             shared,
             own,
@@ -253,6 +254,17 @@ impl Transparent {
         (!self.ports.own.contains(&destination.port())).then_some(destination)
     }
 
+    /// What a port of this pod is declared to speak.
+    fn speaks(&self, port: u16) -> Speaks {
+        if self.ports.a2a.contains(&port) {
+            Speaks::A2a
+        } else if self.ports.mcp.contains(&port) {
+            Speaks::Mcp
+        } else {
+            Speaks::Http
+        }
+    }
+
     fn clock(&self) -> Clock {
         self.own.source.clock()
     }
@@ -289,7 +301,12 @@ fn answer(reason: Reason) -> Response<Body> {
 
 /// How other sidecars are reached that `rule` accepts: those of one agent at a port of its application,
 /// or anybody's.
-fn mesh(own: &Own, rule: PeerRule, only: Option<(AgentId, u16)>) -> Result<Arc<Mesh>, TlsError> {
+fn mesh(
+    own: &Own,
+    rule: PeerRule,
+    only: Option<(AgentId, u16)>,
+    a2a: bool,
+) -> Result<Arc<Mesh>, TlsError> {
     let mut config: ClientConfig = client_config(&own.source, own.revocations.clone(), rule)?;
     config.alpn_protocols = vec![MESH_PROTOCOL.to_vec()];
     let (audience, port) = only.unzip();
@@ -299,6 +316,7 @@ fn mesh(own: &Own, rule: PeerRule, only: Option<(AgentId, u16)>) -> Result<Arc<M
         source: Arc::clone(&own.source),
         audience,
         port,
+        a2a,
     }))
 }
 

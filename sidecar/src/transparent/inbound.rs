@@ -6,7 +6,7 @@ use aegis_core::decision::Reason;
 use aegis_identity::tls::peer_identity;
 use aegis_mesh::PeerBound;
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::{Body as _, Incoming};
 use rustls::pki_types::CertificateDer;
@@ -97,15 +97,19 @@ async fn peer(caught: Arc<Transparent>, destination: SocketAddr, stream: TcpStre
     serve_http(bound, HEAD_BYTES, drain, answer).await;
 }
 
-/// Tells another sidecar which port of the application its connection leads to.
-fn port_of(destination: SocketAddr) -> Response<Body> {
-    let mut response = boxed(Response::new(Full::new(Bytes::new())));
-    *response.status_mut() = StatusCode::NO_CONTENT;
-    response.headers_mut().insert(direct::PORT.clone(), destination.port().into());
-    response
-}
-
 impl Transparent {
+    /// Tells another sidecar which port of the application its connection leads to.
+    fn leads_to(&self, destination: SocketAddr) -> Response<Body> {
+        let mut response = boxed(Response::new(Full::new(Bytes::new())));
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        let headers = response.headers_mut();
+        headers.insert(direct::PORT.clone(), destination.port().into());
+        if self.speaks(destination.port()) == Speaks::A2a {
+            headers.insert(direct::SPEAKS.clone(), HeaderValue::from_static(direct::A2A));
+        }
+        response
+    }
+
     /// A request of another agent, whose connection has shown this leaf.
     async fn inbound(
         self: &Arc<Self>,
@@ -122,7 +126,7 @@ impl Transparent {
         };
         // The one question between sidecars: where this connection leads.
         if *request.method() == Method::OPTIONS && request.uri().path() == "*" {
-            return port_of(destination);
+            return self.leads_to(destination);
         }
         // Whoever approved this has approved it for a port.
         let meant = request.headers().contains_key(&direct::PORT);
@@ -132,19 +136,15 @@ impl Transparent {
             *refused.status_mut() = StatusCode::MISDIRECTED_REQUEST;
             return refused;
         }
-        if self.ports.a2a.contains(&destination.port()) {
-            return refuse(Reason::ProtocolUnsupported).await;
-        }
-        let declared = self.ports.mcp.contains(&destination.port());
-        let speaks = if declared { Speaks::Mcp } else { Speaks::Http };
+        let speaks = self.speaks(destination.port());
         let sorted = match sort(request, speaks).await {
             Ok(sorted) => sorted,
             Err(reason) => return refuse(reason).await,
         };
         let direct = Direct::Plain(destination);
         match sorted {
-            Sorted::Mcp(request) => {
-                match self.route(&caller.id, &agent, destination, &direct, &request) {
+            Sorted::Mcp(request) | Sorted::A2a(request) => {
+                match self.route(&caller.id, &agent, destination, (&direct, speaks), &request) {
                     Ok(route) => governed(&route, caller, grant, request).await,
                     Err(reason) => refuse(reason).await,
                 }

@@ -47,7 +47,7 @@ fn quiet(tool: &str) -> Request<Full<Bytes>> {
 }
 
 /// Waits until something waits for a person in the pod, and gives its id.
-async fn waits(pod: &Pod) -> String {
+pub(crate) async fn waits(pod: &Pod) -> String {
     let mut changes = pod.kernel.changes();
     let waiting = async {
         loop {
@@ -60,7 +60,7 @@ async fn waits(pod: &Pod) -> String {
     tokio::time::timeout(PATIENCE, waiting).await.unwrap()
 }
 
-async fn approve(pod: &Pod, id: &str) {
+pub(crate) async fn approve(pod: &Pod, id: &str) {
     let (approver, factor) = ("ada@acme.example".to_owned(), Factor::Account);
     let vote = Vote { approver, approve: true, factor, comment: None, at: now() };
     pod.kernel.vote(id, vote).await.unwrap();

@@ -44,7 +44,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     upstream::{Upstream, json as answer, result_for},
-    world::{AGENT, PATIENCE, Plan, STANDARD, STRICTER, call, kernel},
+    world::{AGENT, OTHER, PATIENCE, Plan, STANDARD, STRICTER, call, kernel},
 };
 
 pub(crate) const SERVER: &str = "spiffe://acme.example/ns/shop/sa/tools/agent/calc";
@@ -88,7 +88,7 @@ impl Authority {
         let store = Directory::open(folder.path().join("ca")).unwrap();
         let manager =
             IdentityManager::open(store, config, Arc::new(Unrecorded), system_clock()).unwrap();
-        let registered = [AGENT, SERVER, NAMESAKE].map(|id| Registration {
+        let registered = [AGENT, OTHER, SERVER, NAMESAKE].map(|id| Registration {
             id: id.parse().unwrap(),
             sponsor: "ada@acme.example".parse().unwrap(),
             capabilities: Vec::new(),

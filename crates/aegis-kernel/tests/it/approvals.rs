@@ -55,7 +55,7 @@ async fn an_approval_is_for_one_endpoint() {
     for endpoint in [None, Some("8081/mcp"), Some("8080/admin")] {
         assert!(domain.kernel.decide(at(endpoint), call("ask")).await.is_err(), "{endpoint:?}");
     }
-    domain.kernel.decide(at(Some("8080/mcp")), call("ask")).await.unwrap();
+    drop(domain.kernel.decide(at(Some("8080/mcp")), call("ask")).await.unwrap());
     let entries = domain.entries().await;
     assert_eq!(entries.last().unwrap().action["endpoint"], "8080/mcp");
 }
