@@ -9,6 +9,7 @@ use aegis_core::{AgentId, identity::InvalidIdentity, thresholds::Thresholds, tru
     missing_docs,
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
+    clippy::too_many_lines,
     reason = "generated code"
 )]
 pub mod proto {
