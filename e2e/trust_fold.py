@@ -24,7 +24,7 @@ KINDS = {"tool_call", "resource_read", "subscription", "prompt_get", "completion
 AGAINST = {"policy_denied", "capability_missing", "approval_denied", "delegation_invalid", "header_mismatch"}
 DEFAULTS = {"tMin": 900, "tau": 650, "sensitiveAt": 700, "weights": {}, "alpha": 990, "rho": 900, "criticalScore": 300,
             "criticalConfidence": 950, "evidenceCap": 5000, "costLimitMicros": 300000, "fileLimit": 10,
-            "approvalsAtL3": 2, "maxStalenessSecs": 60, "approvalTtlSecs": 900}
+            "approvalsAtL3": 2, "maxStalenessSecs": 60, "approvalTtlSecs": 900, "suspended": False}
 PER_MILLE = {"tMin", "tau", "sensitiveAt", "alpha", "rho", "criticalScore", "criticalConfidence"}
 NAME = r"[A-Za-z0-9._-]+"
 AGENT = re.compile(rf"spiffe://[a-z0-9._-]+/(ns/{NAME}/sa/{NAME}/agent/{NAME}|user/{NAME}/ide/{NAME})")
@@ -40,7 +40,7 @@ def thresholds_of(spec, current):
     if not isinstance(spec, dict) or not set(spec) <= set(DEFAULTS):
         return current
     for name, value in spec.items():
-        if name != "weights" and not (whole(value) and (name not in PER_MILLE or value <= 1000)):
+        if name not in ("weights", "suspended") and not (whole(value) and (name not in PER_MILLE or value <= 1000)):
             return current
     return {**DEFAULTS, **spec}
 
@@ -98,27 +98,48 @@ def hour_of(timestamp):
 
 
 def fold(entries):
-    """What a journal records is weighed with the thresholds that its owner recorded. An agent's own journal says nothing
-    by hand, and nothing good of another agent: the other's own journal has the same call."""
+    """An agent's own journal says nothing by hand, nothing of agents that have none, and nothing good of another agent: the
+    other's own journal has the same call. Once a component has written to the log, the hour is that of its newest entry, and
+    agents' evidence is weighed with the thresholds that components recorded. In a log of one owner they are that owner's."""
     agents, owners, latest = {}, {}, dict(DEFAULTS)
+    journals, namespaces, clock = set(), {}, None
     for entry in entries:
         kind, result, detail = entry["kind"], entry["result"], entry.get("detail", {})
         owner = entry.get("source", "").split("#")[0]
-        limits, by_agent = owners.get(owner, DEFAULTS), AGENT.fullmatch(owner)
+        by_agent = AGENT.fullmatch(owner)
+        if by_agent:
+            journals.add(owner)
+        else:
+            clock = max(clock or "", entry.get("timestamp", ""))
+        bound = by_agent and clock is not None
+        limits = owners.get(owner, DEFAULTS)
         if kind == "configuration":
-            if "thresholds" in detail:
-                latest = owners[owner] = thresholds_of(detail["thresholds"], limits)
+            if "thresholds" in detail and not bound:
+                if isinstance(detail.get("namespace"), str):
+                    name = detail["namespace"]
+                    own = thresholds_of(detail["thresholds"], namespaces.get(name))
+                    namespaces = {**namespaces, name: own if detail["thresholds"] is not None else None}
+                else:
+                    latest = owners[owner] = thresholds_of(detail["thresholds"], limits)
             continue
         name, risk = entry.get("agent_id"), min(entry.get("risk", 0), 1000)
         if not (isinstance(name, str) and AGENT.fullmatch(name)):
             continue
         if by_agent and (kind == "trust_adjusted" or kind == "outcome" and name != owner):
             continue
+        if bound and name != owner and name not in journals:
+            continue
+        if bound:
+            limits = namespaces.get(name.split("/")[4] if "/ns/" in name else "") or latest
         if kind == "decision" and result == "deny" and entry.get("reason") in AGAINST:
             agents.setdefault(name, Posterior()).violated(risk)
+        elif kind == "outcome" and entry.get("reason") == "glass_broken":
+            continue  # A human had lifted the policies: that it went well says nothing.
         elif kind == "outcome" and result == "success" and entry.get("action", {}).get("kind") in KINDS:
-            risky, hour = entry.get("tier") == "L3", hour_of(entry["timestamp"])
-            if entry["action"].get("protocol") == "kernel":  # the agent's own word earns nothing; risk wears all the same
+            risky, hour = entry.get("tier") == "L3", hour_of(clock if bound else entry["timestamp"])
+            within = name == owner and entry["action"].get("server") == name.rsplit("/", 1)[1]
+            # The agent's own word earns nothing, nor does a server in its own pod; risk wears all the same.
+            if within or entry["action"].get("protocol") in ("kernel", "ide"):
                 if not risky:
                     continue
                 risk = 0

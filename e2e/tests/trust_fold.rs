@@ -180,6 +180,49 @@ fn an_independent_fold_gives_identical_integers() {
     assert_eq!(found.as_object().unwrap().len(), expected.len());
 }
 
+/// The same log as in the tests of `aegis_kernel::trust_book`, to the same scores.
+#[test]
+fn a_clusters_log_is_folded_by_what_its_components_say() {
+    let ledger = "spiffe://acme.example/aegis/ledger";
+    let agent = |name: &str| format!("spiffe://acme.example/ns/a/sa/b/agent/{name}");
+    let own = format!("{}#1", agent("x"));
+    let entry = |source: &str, hour: u64, more: Value| {
+        let mut entry = json!({
+            "source": source, "kind": "outcome", "result": "success", "agent_id": agent("x"), "risk": 500,
+            "tier": "L1", "action": { "kind": "tool_call" }, "detail": {},
+            "timestamp": Timestamp::from_secs(hour * 3_600).to_string(),
+        });
+        entry.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        format!("{entry}\n")
+    };
+    let thresholds =
+        |of: Value| json!({ "kind": "configuration", "result": "recorded", "detail": of });
+    let score = |log: &str, name: &str| folded_by_the_script(log)[agent(name)]["score"].clone();
+    let mut log = entry(ledger, 2, json!({ "kind": "journal_opened", "result": "recorded" }));
+    let lavish = json!({ "evidenceCap": 900_000 });
+    log += &entry(&own, 2, thresholds(json!({ "thresholds": lavish })));
+    log += &entry(&own, 2, thresholds(json!({ "namespace": "a", "thresholds": lavish })));
+    for hour in 2..100 {
+        log += &entry(&own, hour, json!({}));
+    }
+    assert_eq!(score(&log, "x"), 857, "neither its cap nor its hours count");
+    log += &entry(ledger, 2, thresholds(json!({ "thresholds": { "evidenceCap": 9_000 } })));
+    log += &entry(ledger, 2, thresholds(json!({ "namespace": "other", "thresholds": lavish })));
+    log += &entry(&own, 2, json!({})).repeat(100);
+    assert_eq!(score(&log, "x"), 909);
+    log += &entry(ledger, 3, thresholds(json!({})));
+    log += &entry(&own, 2, json!({ "action": { "kind": "tool_call", "server": "x" } })).repeat(9);
+    assert_eq!(score(&log, "x"), 909, "a server of its own earns nothing");
+    log += &entry(&own, 2, json!({})).repeat(100);
+    assert_eq!(score(&log, "x"), 950, "the cap of another hour");
+    log += &entry(ledger, 3, thresholds(json!({ "namespace": "a", "thresholds": lavish })));
+    log += &entry(&own, 2, json!({})).repeat(100);
+    assert_eq!(score(&log, "x"), 985, "50 more");
+    let denial = json!({ "kind": "decision", "result": "deny", "reason": "policy_denied", "agent_id": agent("ghost") });
+    log += &entry(&own, 3, denial);
+    assert_eq!(score(&log, "ghost"), Value::Null, "who has no journal is nobody");
+}
+
 /// The script sums the posterior exactly, Aegis in fixed point: the same per mille on the whole grid.
 #[test]
 fn the_posterior_is_the_same_for_every_small_count() {

@@ -272,7 +272,8 @@ impl Replica {
         let listener = bind(self.options.ship_listen, "--ship-listen").await?;
         tracing::info!(ship_listen = %listener.local_addr()?, "writing the log; journals are taken");
         let operator = component(&self.options.trust_domain, "operator")?;
-        let feed = Feed::new(self.trusted.clone(), operator, serving.clone());
+        let (trusted, scales) = (self.trusted.clone(), shipping.scales().clone());
+        let feed = Feed::new(trusted, scales, operator, serving.clone());
         let routes =
             Routes::new(shipping.into_service()).add_service(feed.into_service()).prepare();
         tokio::spawn(wake(self.trusted.clone(), journal.subscribe(), serving.clone()));

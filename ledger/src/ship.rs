@@ -4,12 +4,7 @@
 //! order of their chain, and acknowledged once they are durable. A gap, a second version of an entry
 //! or a foreign source is refused, counted, and recorded by the ledger itself.
 
-use std::{
-    collections::HashMap,
-    pin::Pin,
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{collections::HashMap, pin::Pin, sync::Arc};
 
 use aegis_api::journal::{
     MAX_ENTRIES,
@@ -19,14 +14,15 @@ use aegis_api::journal::{
     },
 };
 use aegis_audit::{Draft, Foreign, ImportError, Journal, Kind, Outcome};
-use aegis_core::Timestamp;
-use aegis_identity::PeerIdentity;
+use aegis_identity::{PeerIdentity, system_clock};
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
+
+use crate::trust::scales::Scales;
 
 /// The largest shipment.
 const MAX_MESSAGE_BYTES: usize = 4 << 20;
@@ -75,6 +71,7 @@ impl ShipMetrics {
 #[derive(Clone)]
 pub struct Shipping {
     journal: Journal,
+    scales: Scales,
     metrics: ShipMetrics,
     /// What was recorded last of a source that is refused.
     told: Arc<Mutex<HashMap<String, String>>>,
@@ -93,14 +90,21 @@ impl Shipping {
     /// Appends to `journal` until `stop`.
     #[must_use]
     pub fn new(journal: Journal, metrics: ShipMetrics, stop: CancellationToken) -> Self {
-        let fenced = CancellationToken::new();
-        Self { journal, metrics, told: Arc::default(), fenced, stop }
+        let (fenced, scales) =
+            (CancellationToken::new(), Scales::new(journal.clone(), system_clock()));
+        Self { scales, journal, metrics, told: Arc::default(), fenced, stop }
     }
 
     /// Cancelled once another sequencer has taken over: then this process must start anew.
     #[must_use]
     pub const fn fenced(&self) -> &CancellationToken {
         &self.fenced
+    }
+
+    /// What says by what the evidence in the journals is weighed.
+    #[must_use]
+    pub const fn scales(&self) -> &Scales {
+        &self.scales
     }
 
     /// As a gRPC service.
@@ -133,6 +137,12 @@ impl Shipping {
                 .collect::<Result<Vec<_>, _>>()
         });
         let entries = checked.await.unwrap_or(Err(ImportError::Closed))?;
+        if !entries.is_empty()
+            && let Err(error) = self.scales.begin_hour().await
+        {
+            // What follows counts for the hour before, if it can be recorded at all.
+            tracing::error!(%error, "an hour's beginning could not be recorded");
+        }
         let held = self.journal.import(source, entries).await?;
         self.metrics.imported.inc_by(count);
         Ok(held)
@@ -177,9 +187,7 @@ impl Shipping {
             }
             told.insert(peer.id.to_string(), why.to_owned());
         }
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now = Timestamp::from_micros(u64::try_from(since.as_micros()).unwrap_or(u64::MAX));
-        let mut draft = Draft::new(Kind::Gap, now, Outcome::Deny);
+        let mut draft = Draft::new(Kind::Gap, system_clock()(), Outcome::Deny);
         draft.resource = Some(source.to_owned());
         draft.detail.insert("refusal".into(), reason.into());
         draft.detail.insert("peer".into(), peer.id.to_string().into());

@@ -6,6 +6,7 @@
 //! start are folded, and while an entry cannot be, nothing is told: half a history is another trust.
 
 pub mod feed;
+pub mod scales;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -313,7 +314,7 @@ impl Trusted {
     }
 }
 
-/// With the thresholds that its own sidecar recorded.
+/// With the thresholds that its evidence is weighed by.
 fn view(book: &TrustBook, agent: &AgentId) -> TrustView {
     TrustView::of(agent.clone(), &book.trust(agent), book.thresholds_of(agent), book.as_of())
 }

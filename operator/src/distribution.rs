@@ -19,6 +19,7 @@ use aegis_api::distribution::{
     },
     sign,
 };
+use aegis_api::trust::Weighing;
 use aegis_core::{AgentId, Digest, Timestamp, thresholds::Thresholds, trust::Trust};
 use ed25519_dalek::SigningKey;
 use futures::Stream;
@@ -76,6 +77,12 @@ impl Content {
         Ok(Self { policies: Some(to_raw_value(bundle)?), ..Self::default() })
     }
 
+    fn weighing(&self) -> Weighing {
+        let own = self.tightened.iter();
+        let own = own.map(|one| (one.namespace.clone(), one.thresholds.clone()));
+        Weighing { cluster: self.thresholds.clone(), namespaces: own.collect() }
+    }
+
     fn digest(&self) -> Digest {
         let policies = self.policies.as_ref().map_or("", |policies| policies.get());
         let rest = serde_json::to_vec(&(
@@ -102,6 +109,8 @@ pub struct Publisher {
     key: Arc<SigningKey>,
     current: watch::Sender<Option<Arc<State>>>,
     trust: watch::Sender<Posteriors>,
+    /// By what evidence is weighed; none before the first state.
+    weighing: watch::Sender<Option<Weighing>>,
     /// The trust that was signed last: which changes, and until when that counts.
     signed_trust: Arc<Mutex<Option<SignedTrust>>>,
     sidecars: Option<IntGauge>,
@@ -140,6 +149,7 @@ impl Publisher {
             key: Arc::new(key),
             current: watch::channel(None).0,
             trust: watch::Sender::new(Posteriors::default()),
+            weighing: watch::Sender::new(None),
             signed_trust: Arc::default(),
             sidecars: None,
         }
@@ -161,6 +171,12 @@ impl Publisher {
     /// it was new.
     pub fn publish(&self, term: u32, content: Content) -> bool {
         let digest = content.digest();
+        let weighing = content.weighing();
+        self.weighing.send_if_modified(|known| {
+            let news = known.as_ref() != Some(&weighing);
+            *known = Some(weighing);
+            news
+        });
         self.current.send_if_modified(|current| {
             if current.as_ref().is_some_and(|state| state.digest == digest) {
                 return false;
@@ -193,6 +209,12 @@ impl Publisher {
     #[must_use]
     pub fn trust_of(&self, agent: &AgentId) -> Option<Known> {
         self.trust.borrow().of(agent)
+    }
+
+    /// By what the ledger is to weigh agents' evidence, whenever that changes.
+    #[must_use]
+    pub fn weighing(&self) -> watch::Receiver<Option<Weighing>> {
+        self.weighing.subscribe()
     }
 
     /// The thresholds that are in force for a namespace.

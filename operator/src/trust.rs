@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use aegis_api::trust::proto::{Changes, FollowRequest, Posterior, trust_client::TrustClient};
+use aegis_api::trust::{
+    Weighing,
+    proto::{self, Changes, FollowRequest, Posterior, trust_client::TrustClient},
+};
 use aegis_core::{AgentId, trust::Trust};
 use aegis_mesh::channel;
 use aegis_resources::status::{IdentityStatus, TrustStatus};
@@ -20,6 +23,7 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
 
 use crate::{distribution::Publisher, mesh::Member, metrics::Metrics};
 
@@ -58,11 +62,12 @@ pub async fn follow(
             let changed = publisher.tell_trust(term, as_of, told, all);
             pace.moved(&publisher, changed);
         };
+        let weighing = publisher.weighing();
         let why = tokio::select! {
             () = stop.cancelled() => return,
             // Another SVID of another CA: the connection is made anew with it.
             Ok(()) = members.changed() => continue,
-            why = one_stream(&address, &member, &mut heard) => why,
+            why = one_stream(&address, &member, weighing, &mut heard) => why,
         };
         tracing::warn!(
             why,
@@ -80,19 +85,33 @@ pub async fn follow(
 async fn one_stream(
     address: &str,
     member: &Member,
+    mut weighing: watch::Receiver<Option<Weighing>>,
     heard: &mut impl FnMut(Vec<(AgentId, Trust)>, u64, bool),
 ) -> String {
     let channel = match channel(address, "ledger", &member.source, member.authority.revocations()) {
         Ok(channel) => channel,
         Err(error) => return error.to_string(),
     };
-    let mut stream = match TrustClient::new(channel).follow(FollowRequest {}).await {
+    let mut client = TrustClient::new(channel);
+    // It may be another ledger than before, or one that has started anew.
+    weighing.mark_changed();
+    let mut stream = match client.follow(FollowRequest {}).await {
         Ok(response) => response.into_inner(),
         Err(status) => return format!("it does not answer: {}", status.message()),
     };
     let (mut told, mut all) = (Vec::new(), true);
     loop {
-        let Changes { as_of, agents, more } = match stream.message().await {
+        let message = tokio::select! {
+            message = stream.message() => message,
+            Ok(()) = weighing.changed() => {
+                let now = weighing.borrow_and_update().clone();
+                if let Err(why) = weigh(&mut client, now).await {
+                    return why;
+                }
+                continue;
+            }
+        };
+        let Changes { as_of, agents, more } = match message {
             Ok(Some(changes)) => changes,
             Ok(None) => return "it has ended the stream".to_owned(),
             Err(status) => return format!("the stream broke: {}", status.message()),
@@ -105,6 +124,16 @@ async fn one_stream(
             heard(std::mem::take(&mut told), as_of, all);
             all = false;
         }
+    }
+}
+
+/// Tells the ledger by what it is to weigh agents' evidence.
+async fn weigh(client: &mut TrustClient<Channel>, now: Option<Weighing>) -> Result<(), String> {
+    let Some(weighing) = now else { return Ok(()) };
+    let told = proto::Weighing::of(&weighing).map_err(|error| error.to_string())?;
+    match client.weigh(told).await {
+        Ok(_) => Ok(()),
+        Err(status) => Err(format!("it does not take thresholds: {}", status.message())),
     }
 }
 

@@ -28,6 +28,7 @@ use serde_json::Map;
 
 use crate::{
     exchange::Exchange,
+    grant::Told,
     inbound::{self, Body, RequestBody, boxed},
     relay::{failed, relay},
     respond,
@@ -125,11 +126,12 @@ async fn unreadable(route: &Route, caller: &Caller, reason: Reason) {
     route.kernel().refuse(&caller.principal, &route.name, reason, Map::new()).await;
 }
 
-/// Whether every task that a request names is the caller's, and its context nobody else's.
+/// Whether every task and the context that a request names are the caller's.
 fn is_own(route: &Route, caller: &Caller, request: &ClientRequest) -> bool {
     let (tasks, agent) = (&route.tasks, &caller.principal.id);
+    let new = route.spec.a2a.client_contexts;
     request.tasks().iter().all(|task| tasks.owns(agent, task))
-        && request.context().is_none_or(|context| tasks.may_join(agent, context))
+        && request.context().is_none_or(|context| tasks.may_join(agent, context, new))
 }
 
 /// A request on its way.
@@ -240,7 +242,7 @@ impl Call {
         &self,
         permit: Permit<ClientRequest>,
     ) -> Result<(Response<Incoming>, Exchange), (Reason, Exchange)> {
-        let within = permit.receipt().decision_id.clone();
+        let (within, told) = (permit.receipt().decision_id.clone(), Told::of(permit.receipt()));
         let route = &self.route;
         let (bytes, exchange) =
             Exchange::open_request(Arc::clone(route), self.caller.clone(), permit);
@@ -255,7 +257,7 @@ impl Call {
         let timeout = Duration::from_secs(route.spec.limits.answer_timeout_secs.into());
         let (method, path, headers) =
             (self.method.clone(), self.path.clone(), self.headers.clone());
-        match target.send_to(method, path, headers, bytes, timeout).await {
+        match target.send_to(method, path, headers, (bytes, told), timeout).await {
             Ok(response) => Ok((response, exchange)),
             Err(reason) => Err((reason, exchange)),
         }

@@ -24,7 +24,7 @@ use aegis_identity::{
 };
 use aegis_mesh::PeerBound;
 use bytes::Bytes;
-use http::{Request, Response, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::{
@@ -47,6 +47,13 @@ use crate::grant::{self, Told};
 
 /// The protocol between sidecars: HTTP/1.1 of governed agents.
 pub const MESH_PROTOCOL: &[u8] = b"aegis-mesh/1";
+/// Which port of the application a connection leads to: told by whose sidecar is asked `OPTIONS *`, and
+/// said with each request, so that none is taken at another. A Service may have another number for it.
+pub(crate) static PORT: HeaderName = HeaderName::from_static("x-aegis-port");
+/// Told with it: what the port is declared to speak, where that is A2A.
+pub(crate) static SPEAKS: HeaderName = HeaderName::from_static("x-aegis-speaks");
+/// The one word of that.
+pub(crate) const A2A: &str = "a2a";
 /// How long a connection may take, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -69,6 +76,19 @@ pub(crate) struct Mesh {
     pub(crate) source: Arc<SvidSource>,
     /// The one agent that is accepted, if it is one: grants are for nobody else.
     pub(crate) audience: Option<AgentId>,
+    /// The port of that agent's application to which the connections lead.
+    pub(crate) port: Option<u16>,
+    /// Whether A2A is declared there.
+    pub(crate) a2a: bool,
+}
+
+/// What the sidecar of another pod says of where a connection leads.
+pub(crate) struct Met {
+    pub(crate) peer: Option<PeerIdentity>,
+    /// The port of its application.
+    pub(crate) port: u16,
+    /// Whether that is declared to speak A2A.
+    pub(crate) a2a: bool,
 }
 
 /// An established connection.
@@ -109,6 +129,43 @@ impl Direct {
         tokio::time::timeout(CONNECT_TIMEOUT, self.connecting(identity)).await.map_err(late)?
     }
 
+    /// Connects, and asks the sidecar there which port of its application that leads to. One that does
+    /// not say is taken by its word with each request.
+    pub(crate) async fn meet(&self) -> io::Result<Met> {
+        let (Self::Plain(address) | Self::Mesh(address, _)) = self;
+        let asking = async {
+            let (stream, peer) = self.connecting(None).await?;
+            let mut request = Request::new(Full::new(Bytes::new()));
+            *request.method_mut() = Method::OPTIONS;
+            *request.uri_mut() = Uri::from_static("*");
+            request.headers_mut().insert(header::HOST, HeaderValue::from_static("aegis"));
+            let response = send_on(stream, request).await?;
+            let headers = response.headers();
+            let port = port_in(headers).unwrap_or(address.port());
+            let a2a = headers.get(&SPEAKS).is_some_and(|speaks| speaks == A2A);
+            Ok(Met { peer, port, a2a })
+        };
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the sidecar there is too slow");
+        tokio::time::timeout(CONNECT_TIMEOUT, asking).await.map_err(late)?
+    }
+
+    /// The port of the application that it leads to.
+    pub(crate) fn port(&self) -> u16 {
+        match self {
+            Self::Plain(address) => address.port(),
+            Self::Mesh(address, mesh) => mesh.port.unwrap_or(address.port()),
+        }
+    }
+
+    /// Says in a request which port it is for.
+    pub(crate) fn address(&self, headers: &mut HeaderMap) {
+        if let Self::Mesh(_, mesh) = self
+            && let Some(port) = mesh.port
+        {
+            headers.insert(PORT.clone(), port.into());
+        }
+    }
+
     /// Sends one request on a connection of its own, telling the other sidecar of the approval that
     /// was used for it.
     pub(crate) async fn send(
@@ -126,15 +183,9 @@ impl Direct {
             }
             identity = Some(own);
         }
+        self.address(request.headers_mut());
         let (stream, _) = self.connect_as(identity.as_deref()).await?;
-        let connecting = hyper::client::conn::http1::handshake(TokioIo::new(stream));
-        let (mut sender, connection) = connecting.await.map_err(io::Error::other)?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended early");
-            }
-        });
-        sender.send_request(request).await.map_err(io::Error::other)
+        send_on(stream, request).await
     }
 
     async fn connecting(
@@ -164,6 +215,26 @@ impl Direct {
         let bound = PeerBound::new(stream, peer.clone(), mesh.revocations.clone(), clock);
         Ok((DirectStream::Mesh(Box::new(bound), retirement), Some(peer)))
     }
+}
+
+/// Sends one request on a connection, and nothing after it.
+async fn send_on(
+    stream: DirectStream,
+    request: Request<Full<Bytes>>,
+) -> io::Result<Response<Incoming>> {
+    let connecting = hyper::client::conn::http1::handshake(TokioIo::new(stream));
+    let (mut sender, connection) = connecting.await.map_err(io::Error::other)?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a connection ended early");
+        }
+    });
+    sender.send_request(request).await.map_err(io::Error::other)
+}
+
+/// The port that a header names.
+pub(crate) fn port_in(headers: &HeaderMap) -> Option<u16> {
+    headers.get(&PORT)?.to_str().ok()?.parse().ok()
 }
 
 /// Sends `request` on a connection that is kept, or on a new one, and sees to it that the connection is

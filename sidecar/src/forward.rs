@@ -220,7 +220,8 @@ impl Target {
         self.own_send(of_parts(method, self.uri.clone(), headers, body), told, timeout).await
     }
 
-    /// Sends one request to another path of the upstream's host, as the client named it.
+    /// Sends one request to another path of the upstream's host, as the client named it, telling another
+    /// sidecar of the approval that was used for it.
     ///
     /// # Errors
     /// As [`Target::send`].
@@ -229,7 +230,7 @@ impl Target {
         method: Method,
         path: PathAndQuery,
         mut headers: HeaderMap,
-        body: Bytes,
+        (body, told): (Bytes, Option<Told>),
         timeout: Duration,
     ) -> Result<Response<Incoming>, Reason> {
         end_to_end(&mut headers);
@@ -237,7 +238,7 @@ impl Target {
         let mut parts = self.uri.clone().into_parts();
         parts.path_and_query = Some(path);
         let uri = Uri::from_parts(parts).map_err(|_| Reason::MalformedMessage)?;
-        self.own_send(of_parts(method, uri, headers, body), None, timeout).await
+        self.own_send(of_parts(method, uri, headers, body), told, timeout).await
     }
 
     async fn own_send(
@@ -262,11 +263,15 @@ impl Target {
         let answering = async {
             match (&self.client, &told) {
                 (Reach::Direct(direct, _), Some(told)) => {
-                    *request.uri_mut() = Uri::try_from(self.path())?;
+                    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+                    *request.uri_mut() = Uri::try_from(path)?;
                     Ok(direct.send(request, Some(told)).await?)
                 }
                 (Reach::Web(client), _) => Ok::<_, Failed>(client.request(request).await?),
-                (Reach::Direct(_, client), None) => Ok(direct::ask(client, request).await?),
+                (Reach::Direct(direct, client), None) => {
+                    direct.address(request.headers_mut());
+                    Ok(direct::ask(client, request).await?)
+                }
             }
         };
         match tokio::time::timeout(timeout, answering).await {

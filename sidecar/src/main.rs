@@ -27,14 +27,17 @@ enum What {
         /// How long to wait, in seconds
         #[arg(long, default_value_t = 60)]
         patience: u64,
+        /// Where the sidecar serves health, on this pod's loopback
+        #[arg(long, default_value_t = 15021)]
+        health_port: u16,
     },
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
     let program = Program::parse();
-    if let Some(What::AwaitRedirect { patience }) = program.what {
-        return Ok(await_redirect(Duration::from_secs(patience)).await?);
+    if let Some(What::AwaitRedirect { patience, health_port }) = program.what {
+        return Ok(await_redirect(health_port, Duration::from_secs(patience)).await?);
     }
     aegis_runtime::init_logs(LogFormat::Json);
     let options = program.options.context("a sidecar is told who it is; see --help")?;

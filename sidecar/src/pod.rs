@@ -6,6 +6,7 @@
 
 mod admin;
 pub mod approvals;
+mod gateways;
 mod journal;
 mod options;
 mod roots;
@@ -35,10 +36,11 @@ use crate::{
     metrics::Metrics,
     names,
     refusals::Refusals,
-    transparent::{Own, Transparent, original_destination, serve_inbound, serve_outbound},
+    transparent::{Asked, Own, Transparent, original_destination, serve_inbound, serve_outbound},
 };
 
 use admin::Admin;
+use gateways::gateways;
 use journal::{Ledger, Shipping};
 pub use options::{AuditMode, Options};
 use state::InForce;
@@ -76,9 +78,9 @@ struct Joined {
 /// # Errors
 /// When the options cannot be used, a port is taken, or the journal cannot be opened.
 pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()> {
-    let (ports, keys) = (options.ports()?, options.operator_keys()?);
-    let (admin, registry) = (Admin::default(), Registry::new());
-    admin.serve(listeners(options.health_port, Reach::Everywhere)?, registry.clone());
+    let (ports, keys, node) = (options.ports()?, options.operator_keys()?, options.node()?);
+    let (admin, registry, asked) = (Admin::default(), Registry::new(), Asked::default());
+    admin.serve(listeners(options.health_port, Reach::Everywhere)?, registry.clone(), &asked);
     let outbound = listeners(options.outbound_port, Reach::Pod)?;
     let inbound = listeners(options.inbound_port, Reach::Everywhere)?;
     let Some(joined) = join(&options, &admin, &stop).await? else { return Ok(()) };
@@ -96,7 +98,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         attest: Arc::new(Nobody),
         refusals: Arc::new(Refusals::default()),
         metrics: Metrics::register(&registry)?,
-        reachable: Reachable::OtherHosts,
+        reachable: Reachable::OtherHosts(node.as_slice().into()),
         drain: drain.clone(),
     });
     let own = Own {
@@ -106,7 +108,9 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     };
     let destination = Arc::new(original_destination);
     let caught = Transparent::new(Arc::clone(&shared), own, ports, destination)?;
-    let caught = Arc::new(caught.with_names(names::of_pod()));
+    let probed_by = [node, gateways()].concat();
+    let caught = caught.with_names(names::of_pod()).with_node(&probed_by).with_asked(asked);
+    let caught = Arc::new(caught);
     admin.watch(&registry, &source, &kernel, &shipping)?;
 
     let operator = channel(&options.operator, "operator", &source, authority.revocations())?;

@@ -69,6 +69,8 @@ pub struct Route {
     pub namespace: String,
     /// Its specification.
     pub spec: AgentUpstreamSpec,
+    /// Port and path of another pod's server, which has other ports and paths under the same name.
+    pub(crate) endpoint: Option<String>,
     /// The definitions of its tools.
     pub pins: Arc<Pins>,
     /// Whose the tasks of an A2A agent are.
@@ -218,7 +220,7 @@ impl Route {
     ) -> Result<Self, RouteError> {
         let target = match spec.url {
             Some(_) => Some(
-                Target::new(&spec, shared.reachable)
+                Target::new(&spec, shared.reachable.clone())
                     .map_err(|message| RouteError { name: name.into(), message })?,
             ),
             None => None,
@@ -256,6 +258,7 @@ impl Route {
     ) -> Self {
         Self {
             pins,
+            endpoint: None,
             shared,
             name: name.into(),
             namespace: namespace.into(),
@@ -268,6 +271,16 @@ impl Route {
             allowed: Mutex::default(),
             address: OnceLock::new(),
         }
+    }
+
+    /// Leads to one of several endpoints of its server.
+    pub(crate) fn at(self, endpoint: String) -> Self {
+        Self { endpoint: Some(endpoint), ..self }
+    }
+
+    /// Knows of these tasks, as others do that lead to the same agent.
+    pub(crate) fn sharing(self, tasks: Arc<Tasks>) -> Self {
+        Self { tasks, ..self }
     }
 
     /// How large and deep a client's message may be.
@@ -304,6 +317,7 @@ impl Route {
     pub fn context<'a>(&'a self, caller: &'a Caller) -> Context<'a> {
         let mut context = Context::new(&caller.principal, Scope::Mesh, &self.namespace);
         context.session = caller.session.as_deref();
+        context.endpoint = self.endpoint.as_deref();
         context
     }
 

@@ -7,7 +7,7 @@
 //! peer of the mutual TLS, and the server is the pod's own agent. Only what the kubelet was declared
 //! to ask comes in without an SVID.
 //!
-//! What is MCP ([`sort`]) takes the walk of every MCP message; other HTTP is decided request by
+//! What is MCP or A2A ([`sort`]) takes the walk of every such message; other HTTP is decided request by
 //! request ([`plain`]). TLS of the application's own goes out to hosts that a policy names for it
 //! ([`tls`]). Whatever else cannot be looked into ends here and is recorded.
 
@@ -22,11 +22,12 @@ mod routes;
 mod sort;
 mod spoken;
 mod tls;
+mod unproven;
 
 use std::{
     collections::BTreeSet,
     fmt, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -54,9 +55,11 @@ use crate::{
     respond,
 };
 
-pub use awaited::{NotRedirected, await_redirect};
+pub use awaited::{Asked, NotRedirected, await_redirect};
 pub use original::original_destination;
 use routes::{Peers, Routes};
+use sort::Speaks;
+use unproven::Unproven;
 
 /// How many connections each direction has at most.
 const MAX_CONNECTIONS: usize = 10_000;
@@ -122,6 +125,8 @@ pub struct Transparent {
     routes: Routes,
     peers: Peers,
     singly: Singly,
+    unproven: Unproven,
+    asked: Asked,
 }
 
 /// How many refusals are recorded one by one in a second.
@@ -173,7 +178,7 @@ impl Transparent {
         let rule = PeerRule::agents_of(domain.clone());
         let mut server = server_config(&own.source, own.revocations.clone(), rule.clone())?;
         server.alpn_protocols = vec![MESH_PROTOCOL.to_vec()];
-        let anybody = mesh(&own, rule, None)?;
+        let anybody = mesh(&own, rule, None, false)?;
         Ok(Self {
             shared,
             own,
@@ -187,6 +192,8 @@ impl Transparent {
             routes: Routes::default(),
             peers: Peers::new(anybody),
             singly: Singly::new(),
+            unproven: Unproven::default(),
+            asked: Asked::default(),
         })
     }
 
@@ -194,6 +201,20 @@ impl Transparent {
     #[must_use]
     pub fn with_names(mut self, names: Names) -> Self {
         self.names = names;
+        self
+    }
+
+    /// Keeps room for the probes of the node, which has these addresses.
+    #[must_use]
+    pub fn with_node(mut self, node: &[IpAddr]) -> Self {
+        self.unproven = Unproven::keeping_room_for(node);
+        self
+    }
+
+    /// Notes there what is asked through the redirect.
+    #[must_use]
+    pub fn with_asked(mut self, asked: Asked) -> Self {
+        self.asked = asked;
         self
     }
 
@@ -233,6 +254,17 @@ impl Transparent {
         (!self.ports.own.contains(&destination.port())).then_some(destination)
     }
 
+    /// What a port of this pod is declared to speak.
+    fn speaks(&self, port: u16) -> Speaks {
+        if self.ports.a2a.contains(&port) {
+            Speaks::A2a
+        } else if self.ports.mcp.contains(&port) {
+            Speaks::Mcp
+        } else {
+            Speaks::Http
+        }
+    }
+
     fn clock(&self) -> Clock {
         self.own.source.clock()
     }
@@ -267,15 +299,24 @@ fn answer(reason: Reason) -> Response<Body> {
     boxed(respond::http(respond::plain(respond::status_of(reason), reason)))
 }
 
-/// How other sidecars are reached that `rule` accepts: those of `audience`, if it is one agent.
-fn mesh(own: &Own, rule: PeerRule, audience: Option<AgentId>) -> Result<Arc<Mesh>, TlsError> {
+/// How other sidecars are reached that `rule` accepts: those of one agent at a port of its application,
+/// or anybody's.
+fn mesh(
+    own: &Own,
+    rule: PeerRule,
+    only: Option<(AgentId, u16)>,
+    a2a: bool,
+) -> Result<Arc<Mesh>, TlsError> {
     let mut config: ClientConfig = client_config(&own.source, own.revocations.clone(), rule)?;
     config.alpn_protocols = vec![MESH_PROTOCOL.to_vec()];
+    let (audience, port) = only.unzip();
     Ok(Arc::new(Mesh {
         config: Arc::new(config),
         revocations: own.revocations.clone(),
         source: Arc::clone(&own.source),
         audience,
+        port,
+        a2a,
     }))
 }
 
@@ -301,6 +342,11 @@ fn told(destination: SocketAddr, what: &str) -> Map<String, Value> {
     told.insert("destination".into(), destination.to_string().into());
     told.insert("spoken".into(), what.into());
     told
+}
+
+/// Which of a server's ports and paths something is for.
+fn endpoint(port: u16, path: &str) -> String {
+    format!("{port}{path}")
 }
 
 /// What policies and records of `caller` call the server of `agent`: its name within the caller's own

@@ -155,13 +155,18 @@ impl Protocol {
 }
 
 impl Action {
-    /// The digest that approvals and grants are bound to: principal, target, tool pin and
-    /// arguments; never the request id, the session or `_meta`. SHA-256 over the RFC 8785 form,
-    /// after a line that keeps it apart from every other digest in Aegis.
+    /// The digest that approvals and grants are bound to: principal, target with the endpoint of it
+    /// where it has several, tool pin and arguments; never the request id, the session or `_meta`.
+    /// SHA-256 over the RFC 8785 form, after a line that keeps it apart from every other digest in
+    /// Aegis.
     ///
     /// # Errors
     /// When the arguments hold a number that a double cannot hold exactly.
-    pub fn digest(&self, principal: &AgentId) -> Result<Digest, canonical::CanonicalError> {
+    pub fn digest(
+        &self,
+        principal: &AgentId,
+        endpoint: Option<&str>,
+    ) -> Result<Digest, canonical::CanonicalError> {
         let mut out = Vec::with_capacity(512);
         out.extend_from_slice(b"aegis.action.v1\n{\"arguments\":");
         canonical::write_value(&mut out, &self.arguments)?;
@@ -175,6 +180,7 @@ impl Action {
         };
         // RFC 8785 order; `arguments` sorts first.
         let pin = self.tool_pin.map(|pin| pin.to_string());
+        member("endpoint", endpoint);
         member("kind", Some(self.kind.as_str()));
         member("method", Some(&self.method));
         member("principal", Some(principal.as_str()));
@@ -234,12 +240,12 @@ mod tests {
         });
         let mut bytes = b"aegis.action.v1\n".to_vec();
         bytes.extend(canonical::to_vec(&value).unwrap());
-        assert_eq!(action().digest(&agent("x")).unwrap(), Digest::of(&bytes));
+        assert_eq!(action().digest(&agent("x"), None).unwrap(), Digest::of(&bytes));
     }
 
     #[test]
     fn every_part_changes_the_digest() {
-        let base = action().digest(&agent("x")).unwrap();
+        let base = action().digest(&agent("x"), None).unwrap();
         let changes: [fn(&mut Action); 7] = [
             |a| a.kind = ActionKind::ResourceRead,
             |a| a.method = "tools/list".into(),
@@ -252,9 +258,15 @@ mod tests {
         for change in changes {
             let mut other = action();
             change(&mut other);
-            assert_ne!(other.digest(&agent("x")).unwrap(), base);
+            assert_ne!(other.digest(&agent("x"), None).unwrap(), base);
         }
-        assert_ne!(action().digest(&agent("y")).unwrap(), base);
+        assert_ne!(action().digest(&agent("y"), None).unwrap(), base);
+        let (one, other) = (Some("8080/mcp"), Some("8081/mcp"));
+        assert_ne!(action().digest(&agent("x"), one).unwrap(), base);
+        assert_ne!(
+            action().digest(&agent("x"), one).unwrap(),
+            action().digest(&agent("x"), other).unwrap()
+        );
     }
 
     #[test]
@@ -263,6 +275,6 @@ mod tests {
         let mut two = action();
         one.arguments = serde_json::from_str(r#"{"a":1,"b":[1.0]}"#).unwrap();
         two.arguments = serde_json::from_str(r#"{"b":[1],"a":1.0}"#).unwrap();
-        assert_eq!(one.digest(&agent("x")).unwrap(), two.digest(&agent("x")).unwrap());
+        assert_eq!(one.digest(&agent("x"), None).unwrap(), two.digest(&agent("x"), None).unwrap());
     }
 }

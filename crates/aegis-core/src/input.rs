@@ -48,6 +48,10 @@ pub struct ActionInput<'a> {
     /// The resource: a URI or path.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resource: Option<&'a str>,
+    /// Port and path of the server, where it is another pod that was reached by its address, such as
+    /// `8080/mcp`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<&'a str>,
     /// The arguments.
     pub arguments: &'a Value,
     /// The action's digest.

@@ -7,6 +7,7 @@
 mod text;
 
 pub mod action;
+pub mod address;
 pub mod approval;
 pub mod canonical;
 pub mod capability;

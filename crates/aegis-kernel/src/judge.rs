@@ -109,7 +109,8 @@ pub(crate) fn judge(
     let delegated = !request.context.principal.delegation.is_empty();
     let (tier, escalations) =
         Tier::of(&risk, &facts, trust, Cost::NotApplicable, delegated, thresholds);
-    let digest = request.action.digest(&request.context.principal.id);
+    let principal = &request.context.principal.id;
+    let digest = request.action.digest(principal, request.context.endpoint);
     let mut judgement = Judgement {
         decision: Decision {
             verdict: Verdict::Deny,
@@ -259,6 +260,7 @@ impl Judgement {
                 server: &action.server,
                 tool: action.tool.as_deref(),
                 resource: action.resource.as_deref(),
+                endpoint: request.context.endpoint,
                 arguments: &action.arguments,
                 digest: self.decision.action,
             },

@@ -386,7 +386,7 @@ impl Kernel {
             approved: approved.map(Arc::new),
             principal: request.context.principal.id.clone(),
             sponsor: request.context.principal.sponsor.clone(),
-            action: record::action_members(request.action, &decision.action.to_string()),
+            action: record::action_members(request, &decision.action.to_string()),
             decision,
         })
     }
@@ -463,7 +463,7 @@ impl Kernel {
         let mut draft = self.refusal(request.context.principal, reason);
         draft.approval = approval.map(Into::into);
         draft.risk = Some(decision.risk.score.get().into());
-        draft.action = record::action_members(request.action, &decision.action.to_string());
+        draft.action = record::action_members(request, &decision.action.to_string());
         draft.resource = record::resource(request.action);
         let draft = record::with_arguments(draft, request.action, &decision.obligations);
         self.record_refusal(draft).await
@@ -505,7 +505,7 @@ impl Kernel {
                     request.context.principal,
                 );
                 draft.approval = Some(id.clone());
-                draft.action = record::action_members(request.action, &action.to_string());
+                draft.action = record::action_members(request, &action.to_string());
                 self.journal.append(draft).await?.await?;
                 self.announce_change();
                 judgement.allow(Reason::Approved);
@@ -549,7 +549,7 @@ impl Kernel {
             record::of_principal(Kind::ApprovalRequested, now, Outcome::Recorded, principal);
         let mut draft = record::with_arguments(draft, request.action, &decision.obligations);
         let question = Question {
-            action: record::action_members(request.action, &decision.action.to_string()),
+            action: record::action_members(request, &decision.action.to_string()),
             resource: record::resource(request.action),
             // As they are recorded: redacted, and left out where they are large.
             arguments: draft.arguments.clone().unwrap_or_default(),

@@ -54,7 +54,8 @@ pub(crate) fn of_principal(
 }
 
 /// What an entry says of the action itself.
-pub(crate) fn action_members(action: &Action, digest: &str) -> Map<String, Value> {
+pub(crate) fn action_members(request: &Request<'_>, digest: &str) -> Map<String, Value> {
+    let action = request.action;
     let mut members = Map::new();
     let mut text = |name: &str, value: &str| {
         members.insert(name.into(), Value::String(value.into()));
@@ -64,6 +65,9 @@ pub(crate) fn action_members(action: &Action, digest: &str) -> Map<String, Value
     text("method", &action.method);
     text("server", &action.server);
     text("digest", digest);
+    if let Some(endpoint) = request.context.endpoint {
+        text("endpoint", endpoint);
+    }
     if let Some(tool) = &action.tool {
         text("tool", tool);
     }
@@ -99,7 +103,7 @@ pub(crate) fn decision(
     let kind = if request.context.within.is_some() { Kind::ServerRequest } else { Kind::Decision };
     let principal = request.context.principal;
     let mut draft = of_principal(kind, now, outcome_of(decision.verdict), principal);
-    draft.action = action_members(request.action, &decision.action.to_string());
+    draft.action = action_members(request, &decision.action.to_string());
     draft.resource = resource(request.action);
     draft.reason = Some(decision.reason.code().into());
     draft.decision_id = Some(decision_id.into());

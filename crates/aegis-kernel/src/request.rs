@@ -20,6 +20,8 @@ pub struct Context<'a> {
     pub scope: Scope,
     /// The namespace of the upstream.
     pub server_namespace: &'a str,
+    /// Port and path of the server, of one that is reached by its address: it may have several.
+    pub endpoint: Option<&'a str>,
     /// The protocol's session, if it has one.
     pub session: Option<&'a str>,
     /// Who signed the content or the intent, where that has been verified.
@@ -76,6 +78,7 @@ impl<'a> Context<'a> {
             principal,
             scope,
             server_namespace,
+            endpoint: None,
             session: None,
             provenance: None,
             trace: None,

@@ -3,44 +3,33 @@
 //! The book sees every committed entry, first those of the log as it stood when the process
 //! started, then each new one as it is committed. Nothing else moves a score.
 //!
-//! A cluster's ledger holds many journals. What a journal records is weighed with the thresholds that
-//! its owner recorded last. An agent's own journal (its sidecar's) says nothing by hand, and nothing
-//! good of another agent: a call between two agents is in both their journals, and one leg counts.
-//! What it refused another agent counts, since nobody else has seen it.
+//! A cluster's ledger holds many journals. An agent's own (its sidecar's) says nothing by hand, nothing
+//! of agents that have none, and nothing good of another agent: a call between two agents is in both
+//! their journals, and one leg counts. What it refused another agent counts, since nobody else has seen
+//! it. A call within the agent's own pod earns nothing. How much evidence counts in an hour, and which
+//! hour it is, the components say ([`journals`]).
 //!
 //! A sidecar has one journal and no more, so it is told what the cluster's ledger has folded
 //! ([`TrustBook::told`]) and goes by that; what it records afterwards is folded on top until it is
 //! told again.
 
+mod facts;
+mod journals;
+
 use std::collections::{BTreeMap, HashMap};
 
-use aegis_audit::entry::{Draft, Entry, Kind, Outcome};
+use aegis_audit::entry::{Draft, Entry, Kind};
 use aegis_core::{
-    AgentId, Timestamp,
-    action::{ActionKind, Protocol},
-    decision::Reason,
+    AgentId,
     risk::PerMille,
     thresholds::Thresholds,
-    tier::Tier,
-    trust::{Observation, Trust, TrustScore},
+    trust::{Trust, TrustScore},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-/// The members of an entry that the fold reads.
-#[derive(Clone, Copy, Debug)]
-pub struct Facts<'a> {
-    source: &'a str,
-    kind: Kind,
-    result: Outcome,
-    agent_id: Option<&'a str>,
-    reason: Option<&'a str>,
-    risk: Option<u64>,
-    tier: Option<&'a str>,
-    timestamp: Timestamp,
-    action: &'a Map<String, Value>,
-    detail: &'a Map<String, Value>,
-}
+use facts::{Facts, observation};
+use journals::Journals;
 
 /// What a snapshot holds. Another version may fold otherwise, so it starts from the entries.
 #[derive(Serialize, Deserialize)]
@@ -50,6 +39,7 @@ struct Kept {
     as_of: u64,
     thresholds: Thresholds,
     owners: BTreeMap<String, Thresholds>,
+    journals: Journals,
     agents: BTreeMap<AgentId, Trust>,
 }
 
@@ -67,6 +57,7 @@ pub struct TrustBook {
     thresholds: Thresholds,
     /// The last that each owner of journals recorded.
     owners: BTreeMap<String, Thresholds>,
+    journals: Journals,
     as_of: u64,
     /// What a cluster's ledger has folded, with what was recorded here since.
     told: HashMap<AgentId, Trust>,
@@ -79,89 +70,6 @@ pub struct TrustBook {
     caught_up: bool,
 }
 
-impl<'a> Facts<'a> {
-    fn of_draft(source: &'a str, draft: &'a Draft) -> Self {
-        Self {
-            source,
-            kind: draft.kind,
-            result: draft.result,
-            agent_id: draft.agent_id.as_deref(),
-            reason: draft.reason.as_deref(),
-            risk: draft.risk,
-            tier: draft.tier.as_deref(),
-            timestamp: draft.timestamp,
-            action: &draft.action,
-            detail: &draft.detail,
-        }
-    }
-
-    /// Whose journal it is of: the source without the name of the one journal.
-    fn owner(&self) -> &'a str {
-        self.source.split_once('#').map_or(self.source, |(owner, _)| owner)
-    }
-
-    /// Whether its journal may say this of `agent`.
-    fn may_speak_of(&self, agent: &AgentId) -> bool {
-        let by_agent = self.owner().parse::<AgentId>().is_ok();
-        match self.kind {
-            Kind::TrustAdjusted => !by_agent,
-            Kind::Outcome => !by_agent || self.owner() == agent.as_str(),
-            _ => true,
-        }
-    }
-}
-
-impl<'a> From<&'a Entry> for Facts<'a> {
-    fn from(entry: &'a Entry) -> Self {
-        Self {
-            source: &entry.source,
-            kind: entry.kind,
-            result: entry.result,
-            agent_id: entry.agent_id.as_deref(),
-            reason: entry.reason.as_deref(),
-            risk: entry.risk,
-            tier: entry.tier.as_deref(),
-            timestamp: entry.timestamp,
-            action: &entry.action,
-            detail: &entry.detail,
-        }
-    }
-}
-
-/// What an entry says about an agent's conduct, if anything.
-fn observation(facts: &Facts<'_>) -> Option<Observation> {
-    let risk = || PerMille::clamped(facts.risk.unwrap_or_default());
-    match (facts.kind, facts.result) {
-        (Kind::Decision, Outcome::Deny) => {
-            let reason: Reason = facts.reason?.parse().ok()?;
-            reason.counts_against_agent().then(|| Observation::Violated { risk: risk() })
-        }
-        // A human had lifted the policies: that it went well says nothing about conduct.
-        (Kind::Outcome, Outcome::Success) if facts.reason == Some(Reason::GlassBroken.code()) => {
-            None
-        }
-        (Kind::Outcome, Outcome::Success) => {
-            // Opening sessions and listing says nothing about conduct.
-            let kind: ActionKind =
-                serde_json::from_value(facts.action.get("kind")?.clone()).ok()?;
-            let tier = if facts.tier == Some("L3") { Tier::Mesh } else { Tier::Local };
-            // Nobody but the agent saw what the kernel API or its hook let it do: its word earns nothing,
-            // and what was risky wears its trust all the same.
-            let unseen = [Protocol::Kernel.as_str(), Protocol::Ide.as_str()];
-            let own_word =
-                facts.action.get("protocol").is_some_and(|p| unseen.iter().any(|own| p == own));
-            let risk = if own_word { PerMille::clamped(0) } else { risk() };
-            let counts = !kind.is_preparatory() && (!own_word || tier == Tier::Mesh);
-            counts.then_some(Observation::Succeeded { risk, tier })
-        }
-        (Kind::TrustAdjusted, _) => {
-            let number = |name: &str| facts.detail.get(name).and_then(Value::as_u64);
-            Some(Observation::Adjusted { a: number("a")?, b: number("b")? })
-        }
-        _ => None,
-    }
-}
-
 impl TrustBook {
     /// The book as a snapshot keeps it.
     #[must_use]
@@ -171,6 +79,7 @@ impl TrustBook {
             as_of: self.as_of,
             thresholds: self.thresholds.clone(),
             owners: self.owners.clone(),
+            journals: self.journals.clone(),
             agents: self.agents.iter().map(|(agent, trust)| (agent.clone(), *trust)).collect(),
         };
         json!(kept).to_string()
@@ -186,6 +95,7 @@ impl TrustBook {
         self.agents = kept.agents.into_iter().collect();
         self.thresholds = kept.thresholds;
         self.owners = kept.owners;
+        self.journals = kept.journals;
         self.as_of = size;
         true
     }
@@ -219,29 +129,45 @@ impl TrustBook {
             return None;
         }
         self.as_of = index + 1;
+        let by_agent = self.journals.note(&facts);
+        let bound = by_agent && self.journals.are_of_a_cluster();
         if facts.kind == Kind::Configuration {
-            if let Some(thresholds) = facts.detail.get("thresholds") {
-                let own = self.owners.entry(facts.owner().to_owned()).or_default();
-                // What a newer version wrote and this one cannot read keeps the old numbers.
-                *own = serde_json::from_value(thresholds.clone()).unwrap_or(own.clone());
-                self.thresholds.clone_from(own);
+            if !bound {
+                self.configure(&facts);
             }
             return None;
         }
         let observation = observation(&facts)?;
         let agent = facts.agent_id?.parse::<AgentId>().ok()?;
-        if !facts.may_speak_of(&agent) {
+        if !self.journals.may_speak(&facts, by_agent, &agent) {
             return None;
         }
+        let at = self.journals.time_of(&facts, by_agent);
         let default = Thresholds::default();
-        let thresholds = self.owners.get(facts.owner()).unwrap_or(&default);
+        let thresholds = if bound {
+            self.journals.of_namespace(&agent).unwrap_or(&self.thresholds)
+        } else {
+            self.owners.get(facts.owner()).unwrap_or(&default)
+        };
         if let Some(told) = self.told.get_mut(&agent) {
-            *told = told.after(observation, facts.timestamp, thresholds);
+            *told = told.after(observation, at, thresholds);
         }
         let trust = self.agents.entry(agent.clone()).or_default();
         let before = *trust;
-        *trust = trust.after(observation, facts.timestamp, thresholds);
+        *trust = trust.after(observation, at, thresholds);
         (*trust != before).then_some(agent)
+    }
+
+    /// Takes what a configuration says of thresholds.
+    fn configure(&mut self, facts: &Facts<'_>) {
+        let Some(thresholds) = facts.detail.get("thresholds") else { return };
+        if let Some(namespace) = facts.detail.get("namespace").and_then(Value::as_str) {
+            return self.journals.tighten(namespace, thresholds);
+        }
+        let own = self.owners.entry(facts.owner().to_owned()).or_default();
+        // What a newer version wrote and this one cannot read keeps the old numbers.
+        *own = serde_json::from_value(thresholds.clone()).unwrap_or(own.clone());
+        self.thresholds.clone_from(own);
     }
 
     /// Goes by what a cluster's ledger has folded of these agents, as of its first `as_of` entries.
@@ -295,11 +221,15 @@ impl TrustBook {
         &self.thresholds
     }
 
-    /// The thresholds that an agent's own journal recorded last; those of the last `configuration`
-    /// entry where it recorded none.
+    /// The thresholds that an agent's evidence is weighed by.
     #[must_use]
     pub fn thresholds_of(&self, agent: &AgentId) -> &Thresholds {
-        self.owners.get(agent.as_str()).unwrap_or(&self.thresholds)
+        let own = if self.journals.are_of_a_cluster() {
+            self.journals.of_namespace(agent)
+        } else {
+            self.owners.get(agent.as_str())
+        };
+        own.unwrap_or(&self.thresholds)
     }
 
     /// The size of the ledger that has been folded.
@@ -323,6 +253,10 @@ impl TrustBook {
 
 #[cfg(test)]
 mod tests {
+    use aegis_audit::entry::Outcome;
+    use aegis_core::Timestamp;
+    use serde_json::Map;
+
     use super::*;
 
     fn agent(name: &str) -> AgentId {
@@ -470,26 +404,106 @@ mod tests {
         assert_eq!(book.commit_by("spiffe://acme.example/aegis/operator#1", &adjusted), Some(x));
     }
 
+    const LEDGER: &str = "spiffe://acme.example/aegis/ledger";
+
+    /// A cluster's ledger, as it begins.
+    fn ledger() -> TrustBook {
+        let mut book = TrustBook::default();
+        book.commit_by(LEDGER, &draft(Kind::JournalOpened, Outcome::Recorded, None));
+        book
+    }
+
+    fn thresholds(namespace: Option<&str>, thresholds: Value) -> Draft {
+        let mut draft = draft(Kind::Configuration, Outcome::Recorded, None);
+        draft.detail.insert("thresholds".into(), thresholds);
+        draft.detail.extend(namespace.map(|name| ("namespace".into(), name.into())));
+        draft
+    }
+
     #[test]
-    fn each_journal_is_weighed_with_its_owners_thresholds() {
+    fn a_log_of_its_own_is_weighed_by_what_is_recorded_there() {
         let (mut book, x) = (TrustBook::default(), agent("x"));
-        let mut lavish = draft(Kind::Configuration, Outcome::Recorded, None);
-        lavish.detail.insert("thresholds".into(), json!({ "evidenceCap": 900_000 }));
-        book.commit_by(&format!("{}#1", agent("other")), &lavish);
+        book.commit_by(&format!("{x}#1"), &thresholds(None, json!({ "evidenceCap": 900_000 })));
         let success = draft(Kind::Outcome, Outcome::Success, None);
         for _ in 0..100 {
             book.commit_by(&format!("{x}#1"), &success);
         }
-        assert_eq!(book.trust(&x).score().get(), 857, "the default cap holds for x");
-        book.commit_by(&format!("{x}#2"), &lavish);
-        book.commit_by(&format!("{x}#1"), &success);
         assert!(book.trust(&x).score().get() > 857);
+        assert_eq!(book.thresholds_of(&x).evidence_cap, 900_000);
+    }
+
+    #[test]
+    fn no_agent_says_by_what_its_evidence_is_weighed() {
+        let (mut book, x) = (ledger(), agent("x"));
+        let (own, lavish) = (format!("{x}#1"), json!({ "evidenceCap": 900_000 }));
+        book.commit_by(&own, &thresholds(None, lavish.clone()));
+        book.commit_by(&own, &thresholds(Some("a"), lavish.clone()));
+        let success = draft(Kind::Outcome, Outcome::Success, None);
+        let score = |book: &mut TrustBook| {
+            for _ in 0..100 {
+                book.commit_by(&own, &success);
+            }
+            book.trust(&x).score().get()
+        };
+        assert_eq!(score(&mut book), 857, "the default cap holds");
+        book.commit_by(LEDGER, &thresholds(None, json!({ "evidenceCap": 9_000 })));
+        assert_eq!((score(&mut book), book.thresholds_of(&x).evidence_cap), (909, 9_000));
+        book.commit_by(LEDGER, &thresholds(Some("other"), lavish.clone()));
+        assert_eq!(score(&mut book), 909);
+        book.commit_by(LEDGER, &thresholds(Some("a"), lavish));
+        assert!(score(&mut book) > 909, "of its own namespace");
+        book.commit_by(LEDGER, &thresholds(Some("a"), Value::Null));
+        assert_eq!(book.thresholds_of(&x).evidence_cap, 9_000);
         let (mut restored, as_of) = (TrustBook::default(), book.as_of());
         assert!(restored.restore(as_of, &book.to_snapshot()));
-        for book in [&mut book, &mut restored] {
+        assert_eq!(score(&mut book), score(&mut restored));
+        assert_eq!(restored.journals, book.journals);
+    }
+
+    #[test]
+    fn which_hour_it_is_the_components_say() {
+        let (mut book, x) = (ledger(), agent("x"));
+        let mut success = draft(Kind::Outcome, Outcome::Success, None);
+        for hour in 2..50 {
+            success.timestamp = Timestamp::from_secs(hour * 3_600);
             book.commit_by(&format!("{x}#1"), &success);
         }
-        assert_eq!(book.trust(&x), restored.trust(&x));
+        assert_eq!(book.trust(&x).score().get(), 857, "one hour, whatever it says");
+        let mut later = draft(Kind::Configuration, Outcome::Recorded, None);
+        later.timestamp = Timestamp::from_secs(3 * 3_600);
+        book.commit_by(LEDGER, &later);
+        book.commit_by(&format!("{x}#1"), &success);
+        assert!(book.trust(&x).score().get() > 857);
+    }
+
+    #[test]
+    fn who_has_no_journal_is_nobody() {
+        let (mut book, ghost) = (ledger(), agent("x"));
+        let (denial, callee) = (
+            draft(Kind::Decision, Outcome::Deny, Some("policy_denied")),
+            format!("{}#1", agent("callee")),
+        );
+        assert_eq!(book.commit_by(&callee, &denial), None);
+        assert_eq!(book.agents().count(), 0);
+        let opened = draft(Kind::JournalOpened, Outcome::Recorded, None);
+        book.commit_by(&format!("{ghost}#1"), &opened);
+        assert_eq!(book.commit_by(&callee, &denial), Some(ghost));
+    }
+
+    #[test]
+    fn a_server_in_its_own_pod_earns_an_agent_nothing() {
+        let x = agent("x");
+        for (server, earned) in [("x", 500), ("other/x", 600), ("calc", 600)] {
+            let (mut book, mut success) = (ledger(), draft(Kind::Outcome, Outcome::Success, None));
+            success.action.insert("server".into(), server.into());
+            book.commit_by(&format!("{x}#1"), &success);
+            assert_eq!(book.trust(&x).score().get(), earned, "{server}");
+            success.tier = Some("L3".into());
+            for _ in 0..9 {
+                book.commit_by(&format!("{x}#1"), &success);
+            }
+            assert!(earned != 500 || book.trust(&x).score().get() < 500, "risk wears it");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// The leaves that can be written alone, in the order of [`FIELDS`].
-const FIELDS: [(&str, FieldType); 27] = [
+const FIELDS: [(&str, FieldType); 28] = [
     ("action.kind", FieldType::Text),
     ("action.protocol", FieldType::Text),
     ("action.method", FieldType::Text),
@@ -40,6 +40,14 @@ const FIELDS: [(&str, FieldType); 27] = [
     ("context.risk", FieldType::Object),
     ("context.now", FieldType::Text),
     ("context.now_secs", FieldType::Number),
+    // Came later, and bundles hold the numbers of the others.
+    ("action.endpoint", FieldType::Text),
+];
+
+/// The fields as they are written: those of a section one after another.
+const ORDER: [usize; FIELDS.len()] = [
+    0, 1, 2, 3, 4, 5, 27, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24,
+    25, 26,
 ];
 
 /// The members of `context.risk` that conditions may name.
@@ -211,8 +219,9 @@ impl Projection {
         input: &'a Input<'_>,
     ) -> impl Iterator<Item = (usize, &'static str)> + 'a {
         let fields = self.fields;
-        let wanted = FIELDS.iter().enumerate().filter(move |(i, _)| (fields >> i) & 1 == 1);
-        wanted.map(|(i, (name, _))| (i, *name)).filter(move |(i, _)| !is_absent(input, *i))
+        let wanted = ORDER.iter().filter(move |i| (fields >> **i) & 1 == 1);
+        let named = wanted.filter_map(|i| FIELDS.get(*i).map(|(name, _)| (*i, *name)));
+        named.filter(move |(i, _)| !is_absent(input, *i))
     }
 }
 
@@ -339,6 +348,7 @@ fn is_absent(input: &Input<'_>, field: usize) -> bool {
         14..=16 => input.provenance.is_none(),
         18 => input.context.intent.is_none(),
         19 => input.context.session.is_none(),
+        27 => input.action.endpoint.is_none(),
         _ => false,
     }
 }
@@ -358,6 +368,7 @@ fn write_leaf(input: &Input<'_>, field: usize, out: &mut Vec<u8>) -> Result<(), 
         10 => principal.sponsor,
         18 => context.intent.unwrap_or_default(),
         19 => context.session.unwrap_or_default(),
+        27 => action.endpoint.unwrap_or_default(),
         _ => return write_other(input, field, out),
     };
     write_text(text, out)
@@ -414,6 +425,16 @@ mod tests {
         let names: BTreeSet<_> = FIELDS.iter().map(|(name, _)| flat_name(name)).collect();
         assert_eq!(names.len(), FIELDS.len());
         assert!(names.iter().all(|name| !name.starts_with('$')));
+    }
+
+    #[test]
+    fn every_field_is_written_once_beside_those_of_its_section() {
+        let order: BTreeSet<usize> = ORDER.into_iter().collect();
+        assert_eq!(order, (0..FIELDS.len()).collect());
+        let sections = ORDER.map(|i| FIELDS[i].0.split_once('.').unwrap().0);
+        let mut runs = sections.to_vec();
+        runs.dedup();
+        assert_eq!(runs, ["action", "principal", "provenance", "context"]);
     }
 
     #[test]

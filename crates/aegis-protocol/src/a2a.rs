@@ -26,6 +26,7 @@ pub mod webhook;
 
 pub use deny::Form;
 pub use operation::{Binding, Operation};
+pub use path::base_of;
 pub use refusal::{ProtocolError, Refusal};
 pub use request::{Asked, ClientRequest, Received, binding_of, parse};
 pub use version::Version;

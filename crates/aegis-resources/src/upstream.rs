@@ -93,6 +93,10 @@ pub struct A2aOptions {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
     pub webhook_hosts: Vec<String>,
+    /// Whether a client may name a context of its own making. A context that Aegis has forgotten, as
+    /// after a restart, cannot be told from a new one then: another client that knows its name can join it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub client_contexts: bool,
 }
 
 impl A2aOptions {

@@ -1,13 +1,14 @@
 //! `aegis.trust.v1.Trust`: tells the operator what agents are trusted, first all, then what changes.
 //!
 //! Nobody else is told: who is trusted how much is no agent's business. The peer's SVID says who asks.
+//! The operator also tells by what thresholds evidence is weighed, and nobody else does.
 
 use std::{pin::Pin, time::Duration};
 
 use aegis_api::trust::{
     MAX_AGENTS,
     proto::{
-        Changes, FollowRequest, Posterior,
+        Changes, FollowRequest, Posterior, Weighed, Weighing,
         trust_server::{Trust, TrustServer},
     },
 };
@@ -18,7 +19,7 @@ use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use super::Trusted;
+use super::{Trusted, scales::Scales};
 
 /// Changes within this time are told at once.
 const GATHER: Duration = Duration::from_millis(200);
@@ -27,7 +28,8 @@ const GATHER: Duration = Duration::from_millis(200);
 #[derive(Clone, Debug)]
 pub struct Feed {
     trusted: Trusted,
-    /// Who is told.
+    scales: Scales,
+    /// Who is told, and tells by what it is weighed.
     operator: SpiffeId,
     stop: CancellationToken,
 }
@@ -35,14 +37,31 @@ pub struct Feed {
 impl Feed {
     /// Tells `operator` until `stop`.
     #[must_use]
-    pub const fn new(trusted: Trusted, operator: SpiffeId, stop: CancellationToken) -> Self {
-        Self { trusted, operator, stop }
+    pub const fn new(
+        trusted: Trusted,
+        scales: Scales,
+        operator: SpiffeId,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { trusted, scales, operator, stop }
     }
 
     /// As a gRPC service.
     #[must_use]
     pub fn into_service(self) -> TrustServer<Self> {
         TrustServer::new(self)
+    }
+
+    /// What is told somebody who is not the operator.
+    fn refusal<T>(&self, request: &Request<T>) -> Option<Status> {
+        let Some(peer) = request.extensions().get::<PeerIdentity>() else {
+            return Some(Status::unauthenticated("nobody has shown an SVID"));
+        };
+        if peer.id == self.operator {
+            return None;
+        }
+        tracing::warn!(peer = %peer.id, "trust is between the ledger and the operator alone");
+        Some(Status::permission_denied("only the operator is told, and tells"))
     }
 
     async fn tell(self, send: mpsc::Sender<Result<Changes, Status>>) {
@@ -93,14 +112,26 @@ impl Trust for Feed {
         &self,
         request: Request<FollowRequest>,
     ) -> Result<Response<Self::FollowStream>, Status> {
-        let peer = request.extensions().get::<PeerIdentity>();
-        let peer = peer.ok_or_else(|| Status::unauthenticated("nobody has shown an SVID"))?;
-        if peer.id != self.operator {
-            tracing::warn!(peer = %peer.id, "only the operator is told what agents are trusted");
-            return Err(Status::permission_denied("only the operator is told"));
+        if let Some(refusal) = self.refusal(&request) {
+            return Err(refusal);
         }
         let (send, changes) = mpsc::channel(4);
         tokio::spawn(self.clone().tell(send));
         Ok(Response::new(Box::pin(ReceiverStream::new(changes))))
+    }
+
+    async fn weigh(&self, request: Request<Weighing>) -> Result<Response<Weighed>, Status> {
+        if let Some(refusal) = self.refusal(&request) {
+            return Err(refusal);
+        }
+        let told = request.into_inner().read();
+        let told = told.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        match self.scales.weigh(told).await {
+            Ok(()) => Ok(Response::new(Weighed {})),
+            Err(error) => {
+                tracing::error!(%error, "thresholds could not be recorded");
+                Err(Status::unavailable("the ledger cannot write now; nothing is in force"))
+            }
+        }
     }
 }

@@ -1,6 +1,9 @@
 //! The ledger computes trust, whoever writes, and tells it to the operator alone.
 
-use aegis_api::trust::proto::{Changes, FollowRequest, trust_client::TrustClient};
+use aegis_api::trust::{
+    Weighing,
+    proto::{self, Changes, FollowRequest, trust_client::TrustClient},
+};
 use aegis_audit::{Draft, Journal, Kind, Location, Outcome};
 use aegis_identity::system_clock;
 use aegis_mesh::channel;
@@ -46,6 +49,14 @@ async fn follow(world: &World, id: &str, address: &str) -> Result<Streaming<Chan
     Ok(told)
 }
 
+/// Whether a peer of this name may say by what to weigh.
+async fn weigh(world: &World, id: &str, address: &str) -> Result<(), Status> {
+    let (source, unaware) = (world.root.source(id).await, revocations());
+    let channel = channel(address, "ledger", &source, unaware.subscribe()).unwrap();
+    let told = proto::Weighing::of(&Weighing::default()).unwrap();
+    TrustClient::new(channel).weigh(told).await.map(drop)
+}
+
 async fn next(told: &mut Streaming<Changes>) -> Changes {
     tokio::time::timeout(PATIENCE, told.message()).await.unwrap().unwrap().unwrap()
 }
@@ -85,7 +96,10 @@ async fn trust_is_computed_whoever_writes_and_told_to_the_operator() {
     for id in [AGENT, "spiffe://acme.example/aegis/ca"] {
         let refused = follow(&world, id, &address).await.unwrap_err();
         assert_eq!(refused.code(), Code::PermissionDenied, "{id}");
+        let refused = weigh(&world, id, &address).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{id}");
     }
+    weigh(&world, OPERATOR, &address).await.unwrap();
 
     // Who stands by says the same, that he stands by, and goes on when the other has ended.
     let second = Process::start(&world, "standby", &place, &world.address);

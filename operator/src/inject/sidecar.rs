@@ -52,6 +52,7 @@ fn env(config: &InjectConfig, declared: &Declared) -> Vec<Value> {
         field("POD_NAMESPACE", "metadata.namespace"),
         field("POD_UID", "metadata.uid"),
         field("POD_SERVICE_ACCOUNT", "spec.serviceAccountName"),
+        field("AEGIS_NODE_ADDRESSES", "status.hostIPs"),
     ];
     let values = [
         ("AEGIS_OUTBOUND_PORT", config.outbound_port.to_string()),
@@ -95,7 +96,7 @@ pub(super) fn await_redirect(config: &InjectConfig) -> Value {
         "name": AWAIT,
         "image": config.image,
         "imagePullPolicy": config.image_pull_policy,
-        "args": ["await-redirect"],
+        "args": ["await-redirect", format!("--health-port={}", config.health_port)],
         "resources": config.resources,
         "securityContext": {
             "runAsUser": user,

@@ -3,13 +3,16 @@
 use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use aegis_api::{
-    distribution::ToldTrust,
-    trust::proto::{
-        Changes, FollowRequest, Posterior,
-        trust_server::{Trust as Service, TrustServer},
+    distribution::{Tightened, ToldTrust},
+    trust::{
+        Weighing,
+        proto::{
+            self, Changes, FollowRequest, Posterior, Weighed,
+            trust_server::{Trust as Service, TrustServer},
+        },
     },
 };
-use aegis_core::{AgentId, trust::Trust};
+use aegis_core::{AgentId, thresholds::Thresholds, trust::Trust};
 use aegis_identity::{PeerRule, tls::server_config};
 use aegis_mesh::serve_tls;
 use aegis_operator::{
@@ -54,6 +57,8 @@ fn told(trust: &ToldTrust) -> Vec<(&str, u64)> {
 #[derive(Clone)]
 struct Ledger {
     says: watch::Sender<Changes>,
+    /// By what it was told to weigh, each time.
+    weighs: watch::Sender<Vec<Weighing>>,
     stop: CancellationToken,
 }
 
@@ -68,6 +73,12 @@ impl Service for Ledger {
         let told = WatchStream::new(self.says.subscribe()).map(Ok);
         Ok(Response::new(Box::pin(told.take_until(self.stop.clone().cancelled_owned()))))
     }
+
+    async fn weigh(&self, told: Request<proto::Weighing>) -> Result<Response<Weighed>, Status> {
+        let told = told.into_inner().read().unwrap();
+        self.weighs.send_modify(|weighs| weighs.push(told));
+        Ok(Response::new(Weighed {}))
+    }
 }
 
 impl Ledger {
@@ -79,7 +90,7 @@ impl Ledger {
         says: Changes,
     ) -> (Self, JoinHandle<()>) {
         let (says, stop) = (watch::Sender::new(says), CancellationToken::new());
-        let ledger = Self { says, stop: stop.clone() };
+        let ledger = Self { says, weighs: watch::Sender::default(), stop: stop.clone() };
         let source = authority.source(id).await;
         let rule = PeerRule::exactly(OPERATOR.parse().unwrap());
         let mut tls = server_config(&source, nothing_revoked(), rule).unwrap();
@@ -155,6 +166,39 @@ async fn what_the_ledger_has_folded_reaches_sidecars_once() {
     let all = changes(15, &[("buyer", 1), ("seller", 5)]);
     let (serves, serving) = Ledger::serve(&authority, ledger, address, all).await;
     assert_eq!(told(&again.trust().await), [("seller", 5)]);
+    serves.end(serving).await;
+}
+
+/// What an agent's sidecar records of thresholds does not count: the operator says them, once, and again
+/// when they change or the ledger is another.
+#[tokio::test]
+async fn the_ledger_is_told_by_what_to_weigh() {
+    let authority = Arc::new(Authority::new());
+    let address = unused().await;
+    let (operator, _due) = started(&authority, address).await;
+    let strict = Thresholds { evidence_cap: 9, ..Thresholds::default() };
+    let shop = Tightened { namespace: "shop".into(), thresholds: strict.clone() };
+    operator.publisher.publish(1, Content { tightened: vec![shop], ..Content::default() });
+    let ledger = "spiffe://acme.example/aegis/ledger";
+    let (serves, serving) = Ledger::serve(&authority, ledger, address, changes(7, &[])).await;
+    let weighed = async |ledger: &Ledger, count: usize| {
+        let mut weighs = ledger.weighs.subscribe();
+        let told = weighs.wait_for(|weighs| weighs.len() == count);
+        tokio::time::timeout(PATIENCE, told).await.unwrap().unwrap().last().cloned().unwrap()
+    };
+    let mut expected = Weighing::default();
+    expected.namespaces.insert("shop".into(), strict.clone());
+    assert_eq!(weighed(&serves, 1).await, expected);
+    let content = Content { thresholds: strict.clone(), ..Content::default() };
+    operator.publisher.publish(1, content.clone());
+    expected = Weighing { cluster: strict, ..Weighing::default() };
+    assert_eq!(weighed(&serves, 2).await, expected);
+    let revoked = vec![agent("buyer")];
+    operator.publisher.publish(1, Content { revoked, ..content });
+    serves.end(serving).await;
+    operator.until(|operator| operator.gauge("ledger") == 0).await;
+    let (serves, serving) = Ledger::serve(&authority, ledger, address, changes(7, &[])).await;
+    assert_eq!(weighed(&serves, 1).await, expected, "nothing had changed for the one before");
     serves.end(serving).await;
 }
 

@@ -3,7 +3,9 @@
 //! A task is its maker's: to everybody else it does not exist (A2A specification §13.1). Aegis alone
 //! can tell its callers apart, since to the agent they may all be one client. What is not remembered
 //! is nobody's: after a restart, or once a caller has made [`MAX_TASKS`] newer ones, a task is not
-//! found any more.
+//! found any more, and neither is a context: whoever joined one that somebody else had opened would
+//! read what was said there. Only where the upstream's owner lets clients name contexts of their own
+//! is one that nobody is known to have taken for a new one.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -45,7 +47,7 @@ impl Tasks {
     /// Notes that a task, and its context, are `agent`'s; `false` if either is another's.
     pub(crate) fn claim(&self, agent: &AgentId, spoken: &Spoken) -> bool {
         let context = spoken.context.clone().map(Key::Context);
-        let keys = [Some(Key::Task(spoken.task.clone())), context];
+        let keys = [spoken.task.clone().map(Key::Task), context];
         let mut inner = self.0.lock();
         let foreign = |key: &Key| inner.known.get(key).is_some_and(|known| known.owner != *agent);
         if keys.iter().flatten().any(foreign) {
@@ -77,10 +79,11 @@ impl Tasks {
         inner.known.get(&Key::Task(task.to_owned())).is_some_and(|known| known.owner == *agent)
     }
 
-    /// Whether `agent` may speak in a context: it is nobody's yet, or its own.
-    pub(crate) fn may_join(&self, agent: &AgentId, context: &str) -> bool {
+    /// Whether `agent` may speak in a context: it is its own, or `new` and nobody's.
+    pub(crate) fn may_join(&self, agent: &AgentId, context: &str, new: bool) -> bool {
         let inner = self.0.lock();
-        inner.known.get(&Key::Context(context.to_owned())).is_none_or(|known| known.owner == *agent)
+        let known = inner.known.get(&Key::Context(context.to_owned()));
+        known.map_or(new, |known| known.owner == *agent)
     }
 
     /// How many tasks `agent` is known to have.
@@ -118,7 +121,7 @@ mod tests {
     }
 
     fn spoken(task: &str, context: &str) -> Spoken {
-        Spoken { task: task.into(), context: Some(context.into()), phase: None }
+        Spoken { task: Some(task.into()), context: Some(context.into()), phase: None }
     }
 
     #[test]
@@ -127,8 +130,10 @@ mod tests {
         assert!(tasks.claim(&one, &spoken("t", "c")));
         assert!(tasks.claim(&one, &spoken("t", "c")));
         assert!(tasks.owns(&one, "t") && !tasks.owns(&other, "t"));
-        assert!(tasks.may_join(&one, "c") && !tasks.may_join(&other, "c"));
-        assert!(tasks.may_join(&other, "new"));
+        for new in [false, true] {
+            assert!(tasks.may_join(&one, "c", new) && !tasks.may_join(&other, "c", new));
+            assert_eq!(tasks.may_join(&other, "unknown", new), new);
+        }
         assert!(!tasks.claim(&other, &spoken("t", "c2")));
         assert!(!tasks.claim(&other, &spoken("t2", "c")));
         assert!(!tasks.owns(&other, "t2"), "nothing of a refused claim is kept");
@@ -140,10 +145,22 @@ mod tests {
         let (tasks, one, other) = (Tasks::default(), agent("one"), agent("other"));
         assert!(tasks.claim(&other, &spoken("kept", "k")));
         for at in 0..=MAX_TASKS {
-            let spoken = Spoken { task: at.to_string(), context: None, phase: None };
+            let spoken = Spoken { task: Some(at.to_string()), context: None, phase: None };
             assert!(tasks.claim(&one, &spoken));
         }
         assert!(!tasks.owns(&one, "0") && tasks.owns(&one, "1") && tasks.owns(&other, "kept"));
         assert_eq!(tasks.count(&one), MAX_TASKS);
+    }
+
+    #[test]
+    fn a_context_that_is_forgotten_is_nobodys() {
+        let (tasks, one, other) = (Tasks::default(), agent("one"), agent("other"));
+        let context = |at: usize| Spoken { task: None, context: Some(at.to_string()), phase: None };
+        for at in 0..=MAX_TASKS {
+            assert!(tasks.claim(&one, &context(at)));
+        }
+        assert!(tasks.may_join(&one, "1", false) && !tasks.may_join(&other, "1", false));
+        assert!(!tasks.may_join(&other, "0", false), "another would read what was said there");
+        assert!(!tasks.may_join(&one, "0", false), "and nobody can tell whose it was");
     }
 }

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use aegis_core::{
     action::{Action, ActionKind, Protocol},
+    address::is_public,
     decision::{Reason, Verdict},
 };
-use aegis_protocol::a2a::webhook::{Webhook, is_public};
+use aegis_kernel::Context;
+use aegis_protocol::a2a::webhook::Webhook;
 
 use crate::route::{Caller, Route};
 
@@ -35,11 +37,16 @@ pub(super) async fn check(route: &Route, caller: &Caller, url: &str) -> Result<A
         resource: Some(path.path().to_owned()),
         arguments: serde_json::Value::Null,
     };
-    let judgement = route.kernel().evaluate(&route.context(caller).about(&action));
+    let judgement = route.kernel().evaluate(&elsewhere(route, caller).about(&action));
     match judgement.decision.verdict {
         Verdict::Allow => Ok(action),
         Verdict::RequireApproval | Verdict::Deny => Err(judgement.decision.reason),
     }
+}
+
+/// The circumstances of a request that leads to another server than the agent itself.
+fn elsewhere<'a>(route: &'a Route, caller: &'a Caller) -> Context<'a> {
+    Context { endpoint: None, ..route.context(caller) }
 }
 
 /// Whether it leads to public addresses alone.
@@ -65,7 +72,7 @@ pub(super) async fn decide(
     within: &str,
     action: Action,
 ) -> Result<(), Reason> {
-    let mut context = route.context(caller);
+    let mut context = elsewhere(route, caller);
     context.within = Some(within);
     match route.kernel().decide(context, action).await {
         Ok(permit) => {

@@ -199,7 +199,7 @@ impl Exchange {
         Ok(Released { to_client: Some(out), ..Released::default() })
     }
 
-    /// Notes what is said of a task: it is the caller's, and if it has ended, so has what began it.
+    /// Notes what is said of a task and a context: they are the caller's, and if it has ended, so has what began it.
     async fn hear(&mut self, spoken: &Spoken) -> Result<(), Reason> {
         if !self.route.tasks.claim(&self.caller.principal.id, spoken) {
             tracing::warn!(
@@ -208,8 +208,10 @@ impl Exchange {
             );
             return Err(Reason::UpstreamMalformed);
         }
+        // A message that belongs to no task ends none.
+        let Some(task) = &spoken.task else { return Ok(()) };
         if let Some(result) = outcome(spoken.phase) {
-            for unfinished in self.route.tasks.ended(&spoken.task) {
+            for unfinished in self.route.tasks.ended(task) {
                 unfinished.conclude(result).await;
             }
         }
@@ -239,7 +241,7 @@ impl Exchange {
     pub(super) fn open_task(&self) -> Option<String> {
         let heard = self.agent.as_ref().filter(|heard| heard.sends())?;
         let last = heard.last.as_ref().filter(|last| outcome(last.phase).is_none())?;
-        Some(last.task.clone())
+        last.task.clone()
     }
 
     /// What is left to record, for an outcome that comes later.

@@ -1,4 +1,4 @@
-//! `/healthz`, `/readyz` and `/metrics`. Whoever reaches the pod reaches them: they tell nothing of
+//! `/healthz`, `/readyz`, `/metrics`, and whether a nonce came through the redirect. Whoever reaches the pod reaches them: they tell nothing of
 //! what was said or decided about whom.
 
 use std::sync::{
@@ -14,6 +14,7 @@ use prometheus::{IntGauge, Registry, TextEncoder};
 use tokio::net::TcpListener;
 
 use super::journal::Shipping;
+use crate::transparent::Asked;
 
 /// What the probes and metrics are told. Clones share it.
 #[derive(Clone, Default)]
@@ -50,13 +51,14 @@ struct Served {
 impl Admin {
     /// Serves on every address of the pod, of either family: a port that is free in one could be taken
     /// by the application, and the redirect lets this one through.
-    pub(super) fn serve(&self, listeners: Vec<TcpListener>, registry: Registry) {
+    pub(super) fn serve(&self, listeners: Vec<TcpListener>, registry: Registry, asked: &Asked) {
         self.set_state("starting");
         let router = Router::new()
             .route("/healthz", get(|| async { "ok" }))
             .route("/readyz", get(ready))
             .route("/metrics", get(metrics))
-            .with_state(Served { admin: self.clone(), registry });
+            .with_state(Served { admin: self.clone(), registry })
+            .merge(asked.router());
         for listener in listeners {
             let router = router.clone();
             tokio::spawn(async move {

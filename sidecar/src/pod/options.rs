@@ -1,6 +1,6 @@
 //! What the sidecar is told, by the variables that injection sets.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf};
 
 use aegis_audit::Durability;
 use aegis_core::TrustDomain;
@@ -47,6 +47,9 @@ pub struct Options {
     /// The pod's UID: each of its journals is named after it
     #[arg(long, env = "POD_UID")]
     pub pod_uid: String,
+    /// The node's own addresses, with commas between
+    #[arg(long, env = "AEGIS_NODE_ADDRESSES", default_value = "")]
+    pub node_addresses: String,
     /// Where what the application sends is redirected to
     #[arg(long, env = "AEGIS_OUTBOUND_PORT", default_value_t = 15001)]
     pub outbound_port: u16,
@@ -103,6 +106,19 @@ impl Options {
             a2a: numbers("AEGIS_A2A_PORTS", &self.a2a_ports)?,
             probes,
             own: BTreeSet::from([self.outbound_port, self.inbound_port, self.health_port]),
+        })
+    }
+
+    /// The addresses of the node that this pod is on.
+    ///
+    /// # Errors
+    /// When one is none.
+    pub fn node(&self) -> anyhow::Result<Vec<IpAddr>> {
+        let parts = self.node_addresses.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let addresses: Result<Vec<IpAddr>, _> = parts.map(str::parse).collect();
+        addresses.with_context(|| {
+            let text = &self.node_addresses;
+            format!("AEGIS_NODE_ADDRESSES is `{text}`; expected addresses with commas between")
         })
     }
 
@@ -172,6 +188,10 @@ mod tests {
             let error = options(&[given]).ports().unwrap_err().to_string();
             assert!(error.contains(named), "{error}");
         }
+        let error = options(&["--node-addresses=10.0.0"]).node().unwrap_err().to_string();
+        assert!(error.contains("AEGIS_NODE_ADDRESSES"), "{error}");
+        let node = options(&["--node-addresses=10.0.0.7,fd00::7"]).node().unwrap();
+        assert_eq!(node, ["10.0.0.7".parse::<IpAddr>().unwrap(), "fd00::7".parse().unwrap()]);
         assert!(options(&[]).operator_keys().is_err());
         let key = ed25519_dalek::SigningKey::from_bytes(&[7; 32]).verifying_key();
         let text = format!("--operator-key={}", BASE64_STANDARD.encode(key.as_bytes()));

@@ -5,10 +5,12 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use aegis_core::decision::Reason;
 use aegis_identity::tls::peer_identity;
 use aegis_mesh::PeerBound;
-use http::{Method, Request, Response};
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Full;
 use hyper::body::{Body as _, Incoming};
 use rustls::pki_types::CertificateDer;
-use tokio::{net::TcpStream, sync::Semaphore};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use super::{
@@ -19,15 +21,15 @@ use super::{
 };
 use crate::{
     attest::Attested,
-    direct::{Direct, MESH_PROTOCOL},
+    direct::{self, Direct, MESH_PROTOCOL},
     grant,
-    inbound::{Body, HEAD_BYTES, governed, serve_http},
+    inbound::{Body, HEAD_BYTES, boxed, governed, serve_http},
 };
 
-/// How many are answered at a time who have proven nothing: probes are few.
-static UNPROVEN: Semaphore = Semaphore::const_new(256);
 /// How large the head of their requests may be. Bytes, the least that the HTTP library takes.
 const SMALL_HEAD_BYTES: usize = 8 * 1024;
+/// How long such a connection may take with all it asks; the kubelet opens one for each probe.
+const SHORT_LIFE: Duration = Duration::from_secs(15);
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
@@ -35,23 +37,27 @@ pub(super) async fn connection(caught: Arc<Transparent>, stream: TcpStream) {
     let Some(destination) = caught.destination(&stream) else {
         return drop(caught.refuse_stranger(Reason::HostRefused));
     };
+    let Ok(from) = stream.peer_addr() else { return };
     match spoken(&stream).await {
         Spoken::Tls => peer(caught, destination, stream).await,
         Spoken::Http => {
-            let Ok(_turn) = UNPROVEN.try_acquire() else {
+            let Some(_place) = caught.unproven.take(from.ip()) else {
                 return drop(caught.refuse_stranger(Reason::Overloaded));
             };
             let drain = caught.shared.drain.clone();
             let answer = move |request| {
                 let caught = Arc::clone(&caught);
-                async move { caught.unproven(destination, request).await }
+                async move { caught.probed(destination, request).await }
             };
-            serve_http(stream, SMALL_HEAD_BYTES, drain, answer).await;
+            let serving = serve_http(stream, SMALL_HEAD_BYTES, drain, answer);
+            if tokio::time::timeout(SHORT_LIFE, serving).await.is_err() {
+                tracing::debug!("who has proven nothing was connected for too long");
+            }
         }
         // A probe of TCP: that somebody accepts is all it asks.
         Spoken::Closed => {}
         Spoken::Http2 if caught.ports.probes_grpc(destination.port()) => {
-            let Ok(_turn) = UNPROVEN.try_acquire() else {
+            let Some(_place) = caught.unproven.take(from.ip()) else {
                 return drop(caught.refuse_stranger(Reason::Overloaded));
             };
             health::probe(caught, destination, stream).await;
@@ -92,6 +98,18 @@ async fn peer(caught: Arc<Transparent>, destination: SocketAddr, stream: TcpStre
 }
 
 impl Transparent {
+    /// Tells another sidecar which port of the application its connection leads to.
+    fn leads_to(&self, destination: SocketAddr) -> Response<Body> {
+        let mut response = boxed(Response::new(Full::new(Bytes::new())));
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        let headers = response.headers_mut();
+        headers.insert(direct::PORT.clone(), destination.port().into());
+        if self.speaks(destination.port()) == Speaks::A2a {
+            headers.insert(direct::SPEAKS.clone(), HeaderValue::from_static(direct::A2A));
+        }
+        response
+    }
+
     /// A request of another agent, whose connection has shown this leaf.
     async fn inbound(
         self: &Arc<Self>,
@@ -106,22 +124,27 @@ impl Transparent {
             let name = server_name(&caller.id, &self.own.agent);
             self.refuse(caller, &name, reason, told).await
         };
-        if request.uri().authority().is_some() {
-            return refuse(Reason::HostRefused).await;
+        // The one question between sidecars: where this connection leads.
+        if *request.method() == Method::OPTIONS && request.uri().path() == "*" {
+            return self.leads_to(destination);
         }
-        if self.ports.a2a.contains(&destination.port()) {
-            return refuse(Reason::ProtocolUnsupported).await;
+        // Whoever approved this has approved it for a port.
+        let meant = request.headers().contains_key(&direct::PORT);
+        let elsewhere = meant && direct::port_in(request.headers()) != Some(destination.port());
+        if request.uri().authority().is_some() || elsewhere {
+            let mut refused = refuse(Reason::HostRefused).await;
+            *refused.status_mut() = StatusCode::MISDIRECTED_REQUEST;
+            return refused;
         }
-        let declared = self.ports.mcp.contains(&destination.port());
-        let speaks = if declared { Speaks::Mcp } else { Speaks::Http };
+        let speaks = self.speaks(destination.port());
         let sorted = match sort(request, speaks).await {
             Ok(sorted) => sorted,
             Err(reason) => return refuse(reason).await,
         };
         let direct = Direct::Plain(destination);
         match sorted {
-            Sorted::Mcp(request) => {
-                match self.route(&caller.id, &agent, destination, &direct, &request) {
+            Sorted::Mcp(request) | Sorted::A2a(request) => {
+                match self.route(&caller.id, &agent, destination, (&direct, speaks), &request) {
                     Ok(route) => governed(&route, caller, grant, request).await,
                     Err(reason) => refuse(reason).await,
                 }
@@ -135,7 +158,7 @@ impl Transparent {
 
     /// A request of somebody who has proven nothing: what the kubelet asks is answered with the
     /// application's status and no more, everything else is refused.
-    async fn unproven(
+    async fn probed(
         self: &Arc<Self>,
         destination: SocketAddr,
         request: Request<Incoming>,

@@ -3,13 +3,14 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use aegis_core::{AgentId, decision::Reason};
+use aegis_protocol::a2a::{CARD_PATH, base_of};
 use aegis_resources::{AgentUpstreamSpec, upstream::UpstreamProtocol};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
 use hyper::body::Incoming;
 use tokio::net::TcpStream;
 
 use super::{
-    Transparent, awaited, plain,
+    Transparent, awaited, endpoint, plain,
     routes::Key,
     server_name,
     sort::{Sorted, Speaks, sort},
@@ -27,8 +28,8 @@ use crate::{
 enum Server {
     /// To an AgentUpstream.
     Upstream(Arc<Route>),
-    /// To another agent.
-    Agent(AgentId, Direct),
+    /// To another agent, which speaks so there.
+    Agent(AgentId, Direct, Speaks),
 }
 
 pub(super) async fn connection(caught: Arc<Transparent>, stream: TcpStream) {
@@ -37,7 +38,7 @@ pub(super) async fn connection(caught: Arc<Transparent>, stream: TcpStream) {
         return drop(caught.refuse_stranger(Reason::HostRefused));
     };
     if awaited::is_asked(destination) {
-        return awaited::answer(stream).await;
+        return caught.asked.hear(stream).await;
     }
     match spoken(&stream).await {
         Spoken::Http => {
@@ -87,23 +88,24 @@ impl Transparent {
             Err(reason) => return self.refuse_stranger(reason),
         };
         let response = match (sorted, &server) {
-            (Sorted::Mcp(request), Server::Upstream(route)) => {
+            (Sorted::Mcp(request) | Sorted::A2a(request), Server::Upstream(route)) => {
                 governed(route, &own, None, request).await
             }
-            (Sorted::Mcp(request), Server::Agent(agent, direct)) => {
-                match self.route(&own.id, agent, destination, direct, &request) {
+            (Sorted::Mcp(request) | Sorted::A2a(request), Server::Agent(agent, direct, _)) => {
+                let to = (direct, server.speaks());
+                match self.route(&own.id, agent, destination, to, &request) {
                     Ok(route) => governed(&route, &own, None, request).await,
                     Err(reason) => return refuse(name, reason).await,
                 }
             }
-            (Sorted::Plain(request), Server::Agent(agent, direct)) => {
+            (Sorted::Plain(request), Server::Agent(agent, direct, _)) => {
                 plain::exchange(self, (&own, None), agent, direct, request).await
             }
             (Sorted::Plain(_), Server::Upstream(_)) => {
                 return refuse(name, Reason::ProtocolUnsupported).await;
             }
         };
-        if response.status() == StatusCode::BAD_GATEWAY {
+        if [StatusCode::BAD_GATEWAY, StatusCode::MISDIRECTED_REQUEST].contains(&response.status()) {
             // Another pod may have the address now.
             self.peers.forget(destination);
         }
@@ -123,20 +125,20 @@ impl Transparent {
         }
         let host = one(request.headers(), "host").ok().flatten().ok_or(Reason::HostRefused)?;
         let upstreams = self.upstreams.load();
-        if let Some(route) = upstreams.iter().find(|route| serves(route, host, request.uri())) {
+        let serving = upstreams.iter().filter(|route| serves(route, host, request.uri()));
+        let base = |route: &&Arc<Route>| route.target.as_ref().map_or(0, |to| to.path().len());
+        if let Some(route) = serving.max_by_key(base) {
             return Ok(Server::Upstream(Arc::clone(route)));
         }
         // Within the pod only declared ports are redirected; the server there is the agent's own.
         let port = destination.port();
-        let declared = self.ports.mcp.contains(&port) || self.ports.a2a.contains(&port);
-        if destination.ip().is_loopback() && declared {
-            if self.ports.a2a.contains(&port) {
-                return Err(Reason::ProtocolUnsupported);
-            }
-            return Ok(Server::Agent(self.own.agent.clone(), Direct::Plain(destination)));
+        let speaks = self.speaks(port);
+        if destination.ip().is_loopback() && speaks != Speaks::Http {
+            return Ok(Server::Agent(self.own.agent.clone(), Direct::Plain(destination), speaks));
         }
         let (agent, mesh) = self.peers.at(destination, &self.own).await?;
-        Ok(Server::Agent(agent, Direct::Mesh(destination, mesh)))
+        let speaks = if mesh.a2a { Speaks::A2a } else { Speaks::Unknown };
+        Ok(Server::Agent(agent, Direct::Mesh(destination, mesh), speaks))
     }
 
     /// The route to another agent's server.
@@ -145,24 +147,30 @@ impl Transparent {
         caller: &AgentId,
         agent: &AgentId,
         destination: SocketAddr,
-        direct: &Direct,
+        (direct, speaks): (&Direct, Speaks),
         request: &Request<B>,
     ) -> Result<Arc<Route>, Reason> {
-        // A query could name another server behind the same path.
-        if request.uri().query().is_some() {
+        let a2a = speaks == Speaks::A2a;
+        // A query could name another server behind the same path. A2A's are read by its own walk.
+        if request.uri().query().is_some() && !a2a {
             return Err(Reason::MalformedMessage);
         }
         let host = request.headers().get(header::HOST).cloned();
         let host = host.unwrap_or_else(|| HeaderValue::from_static("direct"));
-        let path = request.uri().path().to_owned();
+        let path = request.uri().path();
+        let path = if a2a { base_of(path) } else { path }.to_owned();
         let name = server_name(caller, agent);
-        let key = Key { name, agent: agent.clone(), destination, host, path };
+        let port = direct.port();
+        let key = Key { name, agent: agent.clone(), destination, port, host, path, a2a };
         self.routes.get(&key, |pins| {
             let target = Target::direct(direct.clone(), key.host.clone(), &key.path)?;
             let namespace = agent.namespace().unwrap_or_default();
-            let spec = AgentUpstreamSpec::default();
+            let protocol = if a2a { UpstreamProtocol::A2a } else { UpstreamProtocol::Mcp };
+            let spec = AgentUpstreamSpec { protocol, ..AgentUpstreamSpec::default() };
             let shared = Arc::clone(&self.shared);
-            Ok(Route::with_target(shared, namespace, &key.name, spec, Some(target), pins))
+            let route = Route::with_target(shared, namespace, &key.name, spec, Some(target), pins);
+            let route = route.at(endpoint(key.port, &key.path));
+            Ok(if a2a { route.sharing(self.routes.tasks(&key)?) } else { route })
         })
     }
 }
@@ -171,15 +179,16 @@ impl Server {
     fn name(&self, caller: &AgentId) -> String {
         match self {
             Self::Upstream(route) => route.name.clone(),
-            Self::Agent(agent, _) => server_name(caller, agent),
+            Self::Agent(agent, ..) => server_name(caller, agent),
         }
     }
 
-    /// An AgentUpstream is an MCP server at one path; of another pod nothing is known.
-    const fn speaks(&self) -> Speaks {
+    /// An AgentUpstream speaks one protocol, at one path and what is below it.
+    fn speaks(&self) -> Speaks {
         match self {
-            Self::Upstream(_) | Self::Agent(_, Direct::Plain(_)) => Speaks::Mcp,
-            Self::Agent(_, Direct::Mesh(..)) => Speaks::Unknown,
+            Self::Upstream(route) if route.spec.protocol == UpstreamProtocol::A2a => Speaks::A2a,
+            Self::Upstream(_) => Speaks::Mcp,
+            Self::Agent(_, _, speaks) => *speaks,
         }
     }
 }
@@ -193,10 +202,41 @@ fn serves(route: &Route, host: &str, uri: &Uri) -> bool {
     let Ok(url) = target.url().parse::<Uri>() else { return false };
     let port = |port: Option<u16>| port.filter(|port| ![80, 443].contains(port));
     let same_host = url.host().is_some_and(|own| own.eq_ignore_ascii_case(host.host()));
-    // A2A is not spoken in pods yet: such an upstream is nobody's here.
     same_host
-        && route.spec.protocol == UpstreamProtocol::Mcp
         && !host.as_str().contains('@')
         && port(url.port_u16()) == port(host.port_u16())
-        && uri.path() == target.path()
+        && is_of(route.spec.protocol, target.path(), uri.path())
+}
+
+/// Whether a path is one of the upstream's: MCP has one, A2A those below its base and the card's.
+fn is_of(protocol: UpstreamProtocol, own: &str, path: &str) -> bool {
+    if protocol == UpstreamProtocol::Mcp {
+        return path == own;
+    }
+    let below = path.strip_prefix(own.trim_end_matches('/'));
+    path == CARD_PATH || below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upstream_has_its_own_paths() {
+        use UpstreamProtocol::{A2a, Mcp};
+        for (protocol, own, path, expected) in [
+            (Mcp, "/mcp", "/mcp", true),
+            (Mcp, "/mcp", "/mcp/", false),
+            (Mcp, "/mcp", "/mcp/x", false),
+            (A2a, "/a2a", "/a2a", true),
+            (A2a, "/a2a", "/a2a/message:send", true),
+            (A2a, "/a2a/", "/a2a", true),
+            (A2a, "/a2a", "/a2ab", false),
+            (A2a, "/a2a", "/", false),
+            (A2a, "/", "/tasks", true),
+            (A2a, "/a2a", "/.well-known/agent-card.json", true),
+        ] {
+            assert_eq!(is_of(protocol, own, path), expected, "{own} {path}");
+        }
+    }
 }

@@ -1,7 +1,8 @@
-//! HTTP that is neither MCP nor A2A: each request is an action of its own, with its method and its
-//! path, and its answer passes as a whole.
+//! HTTP that is neither MCP nor A2A: each request is an action of its own, with its method, its path and
+//! what it carries, and its answer passes as a whole. Its headers pass and are not part of the action.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -19,8 +20,9 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
+use serde_json::{Value, json};
 
-use super::{MAX_BODY_BYTES, Transparent, answer, server_name};
+use super::{MAX_BODY_BYTES, Transparent, answer, endpoint, server_name};
 use crate::{
     attest::Attested,
     direct::Direct,
@@ -44,7 +46,7 @@ pub(super) async fn exchange(
     (caller, grant): (&Attested, Option<&Shown>),
     agent: &AgentId,
     direct: &Direct,
-    request: Request<Full<Bytes>>,
+    request: Request<Bytes>,
 ) -> Response<Body> {
     let principal = match caught.principal(caller) {
         Ok(principal) => principal,
@@ -67,10 +69,12 @@ pub(super) async fn exchange(
         tool: None,
         tool_pin: None,
         resource: Some(path.to_owned()),
-        arguments: serde_json::Value::Null,
+        arguments: content(request.uri().query(), request.body()),
     };
     let namespace = agent.namespace().unwrap_or_default();
+    let endpoint = endpoint(direct.port(), path);
     let mut context = Context::new(&principal, Scope::Mesh, namespace);
+    context.endpoint = Some(&endpoint);
     context.grant = grant;
     let count = |verdict: aegis_core::decision::Verdict, reason: Reason| {
         let labels = [server.as_str(), verdict.as_str(), reason.code()];
@@ -88,6 +92,7 @@ pub(super) async fn exchange(
     count(permit.receipt().decision.verdict, permit.receipt().decision.reason);
     let (_, receipt) = permit.into_parts();
     let started = Instant::now();
+    let request = request.map(Full::new);
     let answered = whole(direct, request, Told::of(&receipt).as_ref()).await;
     let (result, reason, status, bytes) = match &answered {
         Ok(response) => {
@@ -108,6 +113,21 @@ pub(super) async fn exchange(
         Ok(response) => boxed(response.map(Full::new)),
         Err(reason) => answer(reason),
     }
+}
+
+/// What a request carries besides its method and path: the query, for policies and people, and a digest
+/// of query and body as they are. Null where it carries nothing.
+fn content(query: Option<&str>, body: &[u8]) -> Value {
+    if query.is_none() && body.is_empty() {
+        return Value::Null;
+    }
+    let mut named = BTreeMap::<_, Vec<_>>::new();
+    for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+        named.entry(name).or_default().push(value);
+    }
+    // No query has a line's end in it.
+    let digest = Digest::of_parts(&[query.unwrap_or_default().as_bytes(), b"\n", body]);
+    json!({ "query": named, "bytes": body.len(), "content": digest })
 }
 
 /// Asks the application what the kubelet asks, and tells its status alone.

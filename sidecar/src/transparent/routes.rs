@@ -16,7 +16,8 @@ use parking_lot::Mutex;
 use super::{Own, mesh};
 use crate::{
     Route,
-    direct::{Direct, Mesh},
+    a2a::Tasks,
+    direct::{self, Direct, Mesh},
     forward::is_tls,
     pins::Pins,
 };
@@ -40,8 +41,12 @@ pub(super) struct Key {
     pub(super) name: String,
     pub(super) agent: AgentId,
     pub(super) destination: SocketAddr,
+    /// The port of the application there.
+    pub(super) port: u16,
     pub(super) host: HeaderValue,
+    /// Of an A2A agent, its base.
     pub(super) path: String,
+    pub(super) a2a: bool,
 }
 
 /// Routes by what they lead to, and the definitions of tools by whose they are: they hold at every
@@ -50,6 +55,8 @@ pub(super) struct Key {
 pub(super) struct Routes {
     made: Mutex<HashMap<Key, Arc<Route>>>,
     pinned: Mutex<HashMap<(AgentId, String), Arc<Pins>>>,
+    /// Whose the tasks are of each A2A agent at each of its ports and paths.
+    tasks: Mutex<HashMap<(AgentId, u16, String), Arc<Tasks>>>,
 }
 
 impl Routes {
@@ -78,6 +85,19 @@ impl Routes {
         let route = Arc::new(make(self.pins(key)?)?);
         routes.insert(key.clone(), Arc::clone(&route));
         Ok(route)
+    }
+
+    /// The tasks of an A2A agent, whatever address and `Host` it is reached by.
+    ///
+    /// # Errors
+    /// When there are too many agents: their tasks are not forgotten for others.
+    pub(super) fn tasks(&self, key: &Key) -> Result<Arc<Tasks>, Reason> {
+        let mut tasks = self.tasks.lock();
+        let of = (key.agent.clone(), key.port, key.path.trim_end_matches('/').to_owned());
+        if !tasks.contains_key(&of) && tasks.len() >= MAX_PINNED {
+            return Err(Reason::Overloaded);
+        }
+        Ok(Arc::clone(tasks.entry(of).or_default()))
     }
 
     fn pins(&self, key: &Key) -> Result<Arc<Pins>, Reason> {
@@ -135,7 +155,7 @@ impl Peers {
             return Ok((met.agent.clone(), Arc::clone(&met.mesh)));
         }
         let direct = Direct::Mesh(destination, Arc::clone(&self.anybody));
-        let (_, peer) = direct.connect().await.map_err(|error| {
+        let direct::Met { peer, port, a2a } = direct.meet().await.map_err(|error| {
             tracing::info!(%destination, %error, "no sidecar answers there");
             // Whoever answers in the clear, or with another certificate, is nobody of the mesh.
             if is_tls(&error) || error.kind() != std::io::ErrorKind::ConnectionRefused {
@@ -147,7 +167,8 @@ impl Peers {
         let peer = peer.ok_or(Reason::ServerUnknown)?;
         let rule = PeerRule::exactly(peer.id.clone());
         let agent = AgentId::try_from(peer.id).map_err(|_| Reason::ServerUnknown)?;
-        let mesh = mesh(own, rule, Some(agent.clone())).map_err(|_| Reason::UpstreamUnverified)?;
+        let only = Some((agent.clone(), port));
+        let mesh = mesh(own, rule, only, a2a).map_err(|_| Reason::UpstreamUnverified)?;
         let mut known = self.known.lock();
         if known.len() >= MAX_PEERS {
             known.retain(|_, met| now.saturating_duration_since(met.at) < BELIEVED);

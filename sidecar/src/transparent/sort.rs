@@ -1,8 +1,8 @@
-//! Which HTTP requests are MCP.
+//! Which HTTP requests are MCP, and which A2A.
 //!
-//! A port that is declared to speak MCP speaks nothing else. On one that is not, HTTP is decided on by
+//! A port that is declared to speak one of them speaks nothing else. On one that is not, HTTP is decided on by
 //! its method and its path, and what carries JSON-RPC is refused: its owner has to declare it. On the
-//! way out nobody knows what the other pod has declared, so JSON-RPC and the requests of a session
+//! way out the other pod's sidecar says where A2A is declared, and no more; so other JSON-RPC and the requests of a session
 //! are MCP there; the other pod's sidecar, which knows, looks again.
 //!
 //! Bodies are looked into, whatever the headers say of them. What looks like JSON has to be JSON that
@@ -34,6 +34,8 @@ pub(super) type Whole = Either<Incoming, Full<Bytes>>;
 pub(super) enum Speaks {
     /// It is declared to speak MCP.
     Mcp,
+    /// It is declared to speak A2A.
+    A2a,
     /// It is another pod's.
     Unknown,
     /// It is this pod's, and not declared.
@@ -44,8 +46,10 @@ pub(super) enum Speaks {
 pub(super) enum Sorted {
     /// A request of MCP's transport.
     Mcp(Request<Whole>),
+    /// A request of one of A2A's bindings.
+    A2a(Request<Whole>),
     /// Other HTTP, with its whole body.
-    Plain(Request<Full<Bytes>>),
+    Plain(Request<Bytes>),
 }
 
 /// Sorts a request.
@@ -55,6 +59,9 @@ pub(super) enum Sorted {
 pub(super) async fn sort(request: Request<Incoming>, speaks: Speaks) -> Result<Sorted, Reason> {
     if !is_canonical(request.uri().path()) {
         return Err(Reason::MalformedMessage);
+    }
+    if speaks == Speaks::A2a {
+        return Ok(Sorted::A2a(request.map(Either::Left)));
     }
     let session = speaks == Speaks::Unknown && is_session(request.method(), request.headers());
     if speaks == Speaks::Mcp || session {
@@ -67,7 +74,7 @@ pub(super) async fn sort(request: Request<Incoming>, speaks: Speaks) -> Result<S
         return Err(Reason::MalformedMessage);
     }
     if !is_rpc(&head.headers, &bytes)? {
-        return Ok(Sorted::Plain(Request::from_parts(head, Full::new(bytes))));
+        return Ok(Sorted::Plain(Request::from_parts(head, bytes)));
     }
     if speaks == Speaks::Http {
         return Err(Reason::ProtocolUnsupported);

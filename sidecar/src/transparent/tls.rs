@@ -144,7 +144,7 @@ impl Tunnel<'_> {
             }
             Err(_) => return Err(Reason::UpstreamTimeout),
         };
-        let reachable = self.caught.shared.reachable;
+        let reachable = &self.caught.shared.reachable;
         let allowed: Vec<IpAddr> =
             found.into_iter().filter(|address| reachable.is_elsewhere(*address)).collect();
         if allowed.is_empty() {

@@ -250,6 +250,42 @@ async fn tasks_are_visible_to_their_caller_alone() {
     assert_eq!(rpc_error(&by_rpc(&world, "SendMessage", message("mine?")).await), (200, -32006));
 }
 
+/// After a restart nothing is known of any context: the one who comes first must not get another's.
+#[tokio::test]
+async fn a_context_that_nobody_is_known_to_have_is_not_joined() {
+    let world = world().await;
+    agent(&world, "TASK_STATE_COMPLETED");
+    let joining = |context: &str| {
+        let mut joining = message("go on");
+        joining["message"]["contextId"] = context.into();
+        joining
+    };
+    let missing = by_rpc(&world, "GetTask", json!({ "id": "nowhere" })).await;
+    let before = world.upstream.seen().len();
+    let answer = by_rpc(&world, "SendMessage", joining("c-before-the-restart")).await;
+    assert_eq!((rpc_error(&answer), answer.body), ((200, -32001), missing.body));
+    let listed = by_rpc(&world, "ListTasks", json!({ "contextId": "c-before" })).await;
+    assert_eq!(rpc_error(&listed), (200, -32001));
+    let body = joining("c-before").to_string();
+    let answer = by_path(&world, Method::POST, "/message:stream", body).await;
+    let expected = (404, "NOT_FOUND".to_owned(), "TASK_NOT_FOUND".to_owned());
+    assert_eq!(http_error(&answer), expected);
+    assert_eq!(world.upstream.seen().len(), before, "the agent was not asked");
+    // The agent's own word opens one, in a message that belongs to no task too.
+    let said = json!({ "message": { "messageId": "n", "contextId": "c-said", "role": "ROLE_AGENT", "parts": [] } });
+    world.upstream.answers(move |_| {
+        let said = upstream::json(200, &json!({ "jsonrpc": "2.0", "id": 1, "result": said }));
+        async move { said }
+    });
+    assert!(by_rpc(&world, "SendMessage", message("hi")).await.json()["result"].is_object());
+    let answer = by_rpc(&world, "SendMessage", joining("c-said")).await;
+    assert!(answer.json()["result"].is_object(), "{answer:?}");
+    world.speaks(Ok(OTHER));
+    assert_eq!(rpc_error(&by_rpc(&world, "SendMessage", joining("c-said")).await), (200, -32001));
+    let outcomes = world.recorded(Kind::Outcome, 2).await;
+    assert!(outcomes.iter().all(|entry| entry.result == Outcome::Success), "{outcomes:?}");
+}
+
 #[tokio::test]
 async fn a_lying_answer_is_withheld() {
     let world = world().await;

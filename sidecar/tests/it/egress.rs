@@ -180,7 +180,7 @@ async fn no_other_host_is_reached() {
 #[tokio::test]
 async fn a_name_that_leads_to_this_pod_leads_nowhere() {
     let host = Host::start().await;
-    let pod = host.pod(NAMED, Reachable::OtherHosts).await;
+    let pod = host.pod(NAMED, Reachable::OtherHosts([].into())).await;
     assert!(host.dial(&pod, "api.example.com", true).await.is_err());
     let outcome = recorded(&pod, |entry| entry.kind == Kind::Outcome).await;
     assert_eq!(outcome.result, Outcome::Failure);

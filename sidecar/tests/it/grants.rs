@@ -47,7 +47,7 @@ fn quiet(tool: &str) -> Request<Full<Bytes>> {
 }
 
 /// Waits until something waits for a person in the pod, and gives its id.
-async fn waits(pod: &Pod) -> String {
+pub(crate) async fn waits(pod: &Pod) -> String {
     let mut changes = pod.kernel.changes();
     let waiting = async {
         loop {
@@ -60,7 +60,7 @@ async fn waits(pod: &Pod) -> String {
     tokio::time::timeout(PATIENCE, waiting).await.unwrap()
 }
 
-async fn approve(pod: &Pod, id: &str) {
+pub(crate) async fn approve(pod: &Pod, id: &str) {
     let (approver, factor) = ("ada@acme.example".to_owned(), Factor::Account);
     let vote = Vote { approver, approve: true, factor, comment: None, at: now() };
     pod.kernel.vote(id, vote).await.unwrap();
@@ -115,6 +115,105 @@ async fn other_http_is_asked_once_too() {
     assert!(mesh.server.kernel.approvals().is_empty());
     assert_eq!(reason(&mesh.ask(get("/items/5")).await.1), "approval_by_policy", "once");
     assert_eq!(mesh.upstream.seen().len(), 1);
+}
+
+/// What a person saw is what goes: method, path, query and body.
+#[tokio::test]
+async fn an_approval_of_other_http_is_for_what_it_carries() {
+    let mesh = Mesh::undeclared(ITEMS).await;
+    mesh.upstream.answers(|_| async { answer(200, &json!({ "done": true })) });
+    let send = |method: &str, path: &str, body: &'static str| {
+        let request = Request::builder().method(method).uri(path).header("host", "calc.shop:8080");
+        request.body(Full::new(Bytes::from_static(body.as_bytes()))).unwrap()
+    };
+    let approved = || send("PUT", "/items/5?token=x&dry=1", "three");
+    assert_eq!(reason(&mesh.ask(approved()).await.1), "approval_by_policy");
+    let id = waits(&mesh.client).await;
+    let shown = mesh.client.kernel.approvals()[0].question.clone();
+    assert_eq!(shown.arguments["query"]["dry"], json!(["1"]));
+    assert_ne!(shown.arguments["query"]["token"], json!(["x"]), "what speaks of secrets is not");
+    assert_eq!(shown.arguments["bytes"], 5);
+    let port = mesh.upstream.address.port();
+    assert_eq!(shown.action["endpoint"], json!(format!("{port}/items/5")), "of the application");
+    approve(&mesh.client, &id).await;
+    for other in [
+        send("POST", "/items/5?token=x&dry=1", "three"),
+        send("PUT", "/items/6?token=x&dry=1", "three"),
+        send("PUT", "/items/5?token=x&dry=0", "three"),
+        send("PUT", "/items/5?dry=1&token=x", "three"),
+        send("PUT", "/items/5", "three"),
+        send("PUT", "/items/5?token=x&dry=1", "four"),
+        send("PUT", "/items/5?token=x&dry=1", ""),
+    ] {
+        let asked = format!("{} {}", other.method(), other.uri());
+        assert_eq!(reason(&mesh.ask(other).await.1), "approval_by_policy", "{asked}");
+    }
+    assert_eq!(mesh.upstream.seen().len(), 0);
+    let (status, said) = mesh.ask(approved()).await;
+    assert_eq!((status, said), (StatusCode::OK, json!({ "done": true })));
+    assert!(mesh.server.kernel.approvals().is_empty(), "the grant is for the same");
+}
+
+/// Under another path of the same agent may be another server with a tool of that name.
+#[tokio::test]
+async fn an_approval_of_a_call_is_for_one_port_and_path() {
+    let mesh = Mesh::with(STANDARD, STANDARD).await;
+    mesh.upstream.results(json!({ "content": [] }));
+    let at = |path: &str| {
+        let mut request = quiet("risky");
+        *request.uri_mut() = path.parse().unwrap();
+        request
+    };
+    let asking = async {
+        let id = waits(&mesh.client).await;
+        let case = mesh.client.kernel.approvals().remove(0);
+        let port = mesh.upstream.address.port();
+        assert_eq!(case.question.action["endpoint"], json!(format!("{port}/mcp")));
+        id
+    };
+    let id = tokio::select! {
+        id = asking => id,
+        said = mesh.ask(at("/mcp")) => panic!("{said:?}"),
+    };
+    // The caller of before has gone; what it asked for is approved, and still to be used.
+    approve(&mesh.client, &id).await;
+    let another = async {
+        let mut changes = mesh.client.kernel.changes();
+        while mesh.client.kernel.approvals().len() < 2 {
+            changes.changed().await.unwrap();
+        }
+    };
+    tokio::select! {
+        done = tokio::time::timeout(PATIENCE, another) => done.unwrap(),
+        said = mesh.ask(at("/other")) => panic!("{said:?}"),
+    }
+    assert_eq!(mesh.upstream.count("tools/call"), 0);
+    let (status, said) = mesh.ask(at("/mcp")).await;
+    assert_eq!((status, &said["result"]["content"]), (StatusCode::OK, &json!([])), "{said}");
+    assert_eq!(mesh.upstream.count("tools/call"), 1);
+}
+
+/// A request for one port of an agent is not taken at another.
+#[tokio::test]
+async fn what_was_approved_for_one_port_is_not_taken_at_another() {
+    let mut rogue = Rogue::new(Mesh::with(LAX, LAX).await).await;
+    rogue.mesh.upstream.results(json!({ "content": [] }));
+    let port = rogue.mesh.upstream.address.port();
+    for (meant, status) in [
+        (port.to_string(), StatusCode::OK),
+        ((port ^ 1).to_string(), StatusCode::MISDIRECTED_REQUEST),
+        ("none".to_owned(), StatusCode::MISDIRECTED_REQUEST),
+    ] {
+        let mut request = quiet("echo");
+        request.headers_mut().insert("x-aegis-port", meant.parse().unwrap());
+        let sent = tokio::time::timeout(PATIENCE, rogue.sender.send_request(request)).await;
+        let (head, body) = sent.unwrap().unwrap().into_parts();
+        body.collect().await.unwrap();
+        assert_eq!(head.status, status, "{meant}");
+    }
+    assert_eq!(rogue.mesh.upstream.count("tools/call"), 1);
+    let seen = rogue.mesh.upstream.seen();
+    assert!(seen.iter().all(|seen| !seen.headers.contains_key("x-aegis-port")), "{seen:?}");
 }
 
 /// The sidecar of a caller that is not what it was built as: it signs what it likes.

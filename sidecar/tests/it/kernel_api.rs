@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use crate::{
     approvals::vote,
-    world::{AGENT, Answer, PATIENCE, Plan, World, world},
+    world::{AGENT, Answer, OTHER, PATIENCE, Plan, World, world},
 };
 
 /// A decision point with its doors.
@@ -135,6 +135,21 @@ async fn a_question_is_decided_recorded_and_concluded_once() {
     assert_eq!(point.post("/v1/outcomes", &wrong).await.status, StatusCode::BAD_REQUEST);
     let outcomes = point.world.recorded(Kind::Outcome, 1).await;
     assert_eq!((outcomes.len(), outcomes[0].result), (1, Outcome::Failure));
+}
+
+#[tokio::test]
+async fn nobody_concludes_what_another_was_allowed() {
+    let point = Point::new().await;
+    let allowed = point.evaluate(&question("echo")).await;
+    let report = json!({ "decision_id": allowed["context"]["decision_id"], "result": "success" });
+    point.world.speaks(Ok(OTHER));
+    let refused = point.post("/v1/outcomes", &report).await;
+    let unknown = json!({ "decision_id": "nowhere", "result": "success" });
+    let missing = point.post("/v1/outcomes", &unknown).await;
+    assert_eq!((refused.status, refused.body), (StatusCode::NOT_FOUND, missing.body));
+    point.world.speaks(Ok(AGENT));
+    assert_eq!(point.post("/v1/outcomes", &report).await.status, StatusCode::OK);
+    assert_eq!(point.world.recorded(Kind::Outcome, 1).await.len(), 1);
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@
 mod agents;
 mod approvals;
 mod asking;
+mod caught_agents;
 mod egress;
 mod forwarding;
 mod grants;

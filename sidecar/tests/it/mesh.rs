@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -26,7 +26,7 @@ use aegis_sidecar::{
     Attest, Attested, MESH_PROTOCOL, Reachable, Route, Shared,
     metrics::Metrics,
     refusals::Refusals,
-    transparent::{Own, Ports, Probe, Transparent, serve_inbound, serve_outbound},
+    transparent::{Asked, Own, Ports, Probe, Transparent, serve_inbound, serve_outbound},
 };
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -44,7 +44,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     upstream::{Upstream, json as answer, result_for},
-    world::{AGENT, PATIENCE, Plan, STANDARD, STRICTER, call, kernel},
+    world::{AGENT, OTHER, PATIENCE, Plan, STANDARD, STRICTER, call, kernel},
 };
 
 pub(crate) const SERVER: &str = "spiffe://acme.example/ns/shop/sa/tools/agent/calc";
@@ -88,7 +88,7 @@ impl Authority {
         let store = Directory::open(folder.path().join("ca")).unwrap();
         let manager =
             IdentityManager::open(store, config, Arc::new(Unrecorded), system_clock()).unwrap();
-        let registered = [AGENT, SERVER, NAMESAKE].map(|id| Registration {
+        let registered = [AGENT, OTHER, SERVER, NAMESAKE].map(|id| Registration {
             id: id.parse().unwrap(),
             sponsor: "ada@acme.example".parse().unwrap(),
             capabilities: Vec::new(),
@@ -116,6 +116,7 @@ pub(crate) struct Pod {
     pub(crate) inbound: SocketAddr,
     /// Where every connection was going.
     pub(crate) destination: Arc<OnceLock<SocketAddr>>,
+    asked: Asked,
     drain: CancellationToken,
     refusals: Arc<Refusals>,
     _ledger: tempfile::TempDir,
@@ -126,6 +127,9 @@ impl Drop for Pod {
         self.drain.cancel();
     }
 }
+
+/// Where the node of every pod is.
+pub(crate) const NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 9, 9));
 
 impl Pod {
     pub(crate) async fn start(
@@ -168,6 +172,8 @@ impl Pod {
             going.get().copied().ok_or_else(|| io::Error::other("it was not redirected"))
         });
         let caught = Transparent::new(shared, own, ports, going).unwrap();
+        let asked = Asked::default();
+        let caught = caught.with_node(&[NODE]).with_asked(asked.clone());
         let caught = Arc::new(caught.with_names(Arc::new(|name| {
             let found = if name.ends_with(".example.com") {
                 Ok(vec![Ipv4Addr::LOCALHOST.into()])
@@ -189,6 +195,7 @@ impl Pod {
             outbound,
             inbound,
             destination,
+            asked,
             drain,
             refusals,
             _ledger: ledger,
@@ -447,15 +454,18 @@ async fn revocation_ends_what_is_open() {
 }
 
 #[tokio::test]
-async fn who_asks_whether_it_is_redirected_is_told() {
+async fn who_asks_whether_it_is_redirected_is_heard() {
     let authority = Authority::new();
     let own = [15_001].into_iter().collect();
     let pod = Pod::start(&authority, AGENT, STANDARD, Ports { own, ..Ports::default() }).await;
     pod.destination.set("192.0.2.1:9".parse().unwrap()).unwrap();
-    let mut asked = TcpStream::connect(pod.outbound).await.unwrap();
-    let mut said = String::new();
-    tokio::time::timeout(PATIENCE, asked.read_to_string(&mut said)).await.unwrap().unwrap();
-    assert_eq!(said, "aegis\n");
+    let (asked, nonce) = (pod.asked.clone(), "0123456789abcdef0123456789abcdef");
+    assert!(!asked.came(nonce));
+    let mut waiting = TcpStream::connect(pod.outbound).await.unwrap();
+    waiting.write_all(nonce.as_bytes()).await.unwrap();
+    let mut said = Vec::new();
+    tokio::time::timeout(PATIENCE, waiting.read_to_end(&mut said)).await.unwrap().unwrap();
+    assert!(said.is_empty() && asked.came(nonce), "what is heard is told on loopback alone");
 }
 
 /// The pods' clock is so far ahead that an SVID of a quarter of an hour has six seconds left.

@@ -1,15 +1,20 @@
 //! The kubelet's gRPC probes: what was declared is asked of the application, and nothing else comes in
 //! by HTTP/2.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use aegis_sidecar::transparent::{Ports, Probe};
-use tokio::net::TcpListener;
+use http::StatusCode;
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpListener, TcpSocket, TcpStream},
+};
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::{
-    mesh::{Authority, LAX, Pod, SERVER},
+    mesh::{Authority, LAX, NODE, Pod, SERVER, exchange, get},
+    upstream::{Upstream, json as answer},
     world::PATIENCE,
 };
 
@@ -73,4 +78,50 @@ async fn nothing_else_comes_in_by_http2() {
     };
     assert!(tokio::time::timeout(PATIENCE, asked).await.unwrap().is_none());
     assert_eq!(pod.strangers().await, ["identity_missing"]);
+}
+
+async fn connect_from(from: IpAddr, to: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::new(from, 0)).unwrap();
+    socket.connect(to).await.unwrap()
+}
+
+/// Whoever reaches the pod can hold all places that there are for those who have proven nothing.
+#[tokio::test]
+async fn the_kubelet_finds_a_place_when_strangers_hold_all() {
+    let application = Upstream::start().await;
+    application.answers(|_| async { answer(200, &serde_json::json!({})) });
+    let port = application.address.port();
+    let probes = vec![Probe { port, path: Some("/healthz".into()), grpc: None }];
+    let pod =
+        Pod::start(&Authority::new(), SERVER, LAX, Ports { probes, ..Ports::default() }).await;
+    pod.destination.set(application.address).unwrap();
+    let mut held = Vec::new();
+    for last in 1..=9 {
+        for _ in 0..40 {
+            // The head of a request that never ends.
+            let mut stream = connect_from([127, 0, 1, last].into(), pod.inbound).await;
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: ").await.unwrap();
+            held.push(stream);
+        }
+    }
+    let refused = async {
+        loop {
+            let stranger = connect_from([127, 0, 2, 1].into(), pod.inbound).await;
+            let (mut sender, connection) =
+                hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stranger))
+                    .await
+                    .unwrap();
+            tokio::spawn(connection);
+            if sender.send_request(get("/healthz")).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, refused).await.unwrap();
+    for _ in 0..3 {
+        let (status, _) = exchange(connect_from(NODE, pod.inbound).await, get("/healthz")).await;
+        assert_eq!(status, StatusCode::OK);
+    }
+    assert!(pod.strangers().await.contains(&"overloaded".to_owned()));
 }

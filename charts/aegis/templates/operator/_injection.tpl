@@ -42,11 +42,11 @@
 
 {{- /* And what the kubelet fills in. */}}
 {{- define "aegis.proxyFields" -}}
-{{- list "POD_NAME=metadata.name" "POD_NAMESPACE=metadata.namespace" "POD_UID=metadata.uid" "POD_SERVICE_ACCOUNT=spec.serviceAccountName" | toJson -}}
+{{- list "POD_NAME=metadata.name" "POD_NAMESPACE=metadata.namespace" "POD_UID=metadata.uid" "POD_SERVICE_ACCOUNT=spec.serviceAccountName" "AEGIS_NODE_ADDRESSES=status.hostIPs" | toJson -}}
 {{- end }}
 
 {{- /* Every name that may stand there; addresses must be those of this release. */}}
 {{- define "aegis.proxyVariables" -}}
-{{- $names := list "POD_NAME" "POD_NAMESPACE" "POD_UID" "POD_SERVICE_ACCOUNT" "AEGIS_OUTBOUND_PORT" "AEGIS_INBOUND_PORT" "AEGIS_HEALTH_PORT" "AEGIS_MCP_PORTS" "AEGIS_A2A_PORTS" "AEGIS_PROBES" "AEGIS_OPERATOR_KEY" "AEGIS_CA_ROOTS" -}}
+{{- $names := list "POD_NAME" "POD_NAMESPACE" "POD_UID" "POD_SERVICE_ACCOUNT" "AEGIS_NODE_ADDRESSES" "AEGIS_OUTBOUND_PORT" "AEGIS_INBOUND_PORT" "AEGIS_HEALTH_PORT" "AEGIS_MCP_PORTS" "AEGIS_A2A_PORTS" "AEGIS_PROBES" "AEGIS_OPERATOR_KEY" "AEGIS_CA_ROOTS" -}}
 {{- concat $names (include "aegis.addresses" . | fromJson | keys) (keys .Values.injection.env) | uniq | sortAlpha | toJson -}}
 {{- end }}

@@ -21,7 +21,7 @@ impl Daemon {
             attest: Arc::clone(&self.shared.attest),
             refusals: Arc::clone(&self.shared.refusals),
             metrics: self.shared.metrics.clone(),
-            reachable: self.shared.reachable,
+            reachable: self.shared.reachable.clone(),
             drain: self.drain.child_token(),
         })
     }

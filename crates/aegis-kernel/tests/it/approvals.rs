@@ -34,6 +34,32 @@ async fn an_approval_permits_exactly_once() {
     assert_ne!(ask(&domain, "ask").await, id, "used up");
 }
 
+/// Behind another port or path of the same name may be another server.
+#[tokio::test]
+async fn an_approval_is_for_one_endpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let domain = Domain::open(folder.path()).await;
+    let at = |endpoint| {
+        let mut context = domain.context();
+        context.endpoint = endpoint;
+        context
+    };
+    let mut asked = Vec::new();
+    for endpoint in [None, Some("8080/mcp"), Some("8081/mcp"), Some("8080/admin")] {
+        let refusal = domain.kernel.decide(at(endpoint), call("ask")).await.unwrap_err();
+        asked.push(refusal.approval.unwrap());
+    }
+    asked.dedup();
+    assert_eq!(asked.len(), 4, "{asked:?}");
+    domain.kernel.vote(&asked[1], yes("user:ada")).await.unwrap();
+    for endpoint in [None, Some("8081/mcp"), Some("8080/admin")] {
+        assert!(domain.kernel.decide(at(endpoint), call("ask")).await.is_err(), "{endpoint:?}");
+    }
+    drop(domain.kernel.decide(at(Some("8080/mcp")), call("ask")).await.unwrap());
+    let entries = domain.entries().await;
+    assert_eq!(entries.last().unwrap().action["endpoint"], "8080/mcp");
+}
+
 #[tokio::test]
 async fn an_agent_cannot_ask_without_end_and_large_arguments_stay_in_the_ledger() {
     let folder = tempfile::tempdir().unwrap();

@@ -25,12 +25,12 @@ pub enum Phase {
     Failed,
 }
 
-/// A task that an answer speaks of.
+/// What an answer speaks of: a task, or a message that belongs to none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spoken {
-    /// Its id.
-    pub task: String,
-    /// Its context.
+    /// The task's id.
+    pub task: Option<String>,
+    /// The context of either.
     pub context: Option<String>,
     /// How it is, if the answer says so.
     pub phase: Option<Phase>,
@@ -206,14 +206,16 @@ fn payload(members: &Map<String, Value>) -> Result<Option<Spoken>, AnswerError> 
 }
 
 fn task(members: &Map<String, Value>) -> Result<Spoken, AnswerError> {
-    let task = text(members, "id")?.ok_or(wrong("a task has no id"))?;
+    let task = Some(text(members, "id")?.ok_or(wrong("a task has no id"))?);
     Ok(Spoken { task, context: text(members, "contextId")?, phase: phase(members)? })
 }
 
 /// A message or an update, which may belong to a task.
 fn news(members: &Map<String, Value>) -> Result<Option<Spoken>, AnswerError> {
-    let Some(task) = text(members, "taskId")? else { return Ok(None) };
-    Ok(Some(Spoken { task, context: text(members, "contextId")?, phase: phase(members)? }))
+    let (task, context) = (text(members, "taskId")?, text(members, "contextId")?);
+    let phase = if task.is_some() { phase(members)? } else { None };
+    let named = task.is_some() || context.is_some();
+    Ok(named.then_some(Spoken { task, context, phase }))
 }
 
 fn phase(members: &Map<String, Value>) -> Result<Option<Phase>, AnswerError> {
@@ -233,9 +235,9 @@ fn phase(members: &Map<String, Value>) -> Result<Option<Phase>, AnswerError> {
 
 /// Whether what an answer speaks of is the task that was asked about.
 fn of_asked(asked: &Asked, spoken: Option<&Spoken>) -> Result<(), AnswerError> {
-    match (spoken, &asked.task) {
+    match (spoken.and_then(|spoken| spoken.task.as_ref()), &asked.task) {
         (None, _) => Ok(()),
-        (Some(spoken), Some(task)) if spoken.task == *task => Ok(()),
+        (Some(spoken), Some(task)) if spoken == task => Ok(()),
         _ => Err(wrong("it speaks of another task")),
     }
 }
@@ -280,7 +282,7 @@ mod tests {
 
     fn spoken(phase: Option<Phase>) -> Result<Said, AnswerError> {
         let context = Some("c".to_owned());
-        Ok(Said::Result(vec![Spoken { task: "t".into(), context, phase }]))
+        Ok(Said::Result(vec![Spoken { task: Some("t".into()), context, phase }]))
     }
 
     #[test]

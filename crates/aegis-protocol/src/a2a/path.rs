@@ -33,6 +33,22 @@ pub(super) fn is_endpoint(base: &str, path: &str) -> bool {
     path.strip_prefix(base).is_some_and(|rest| matches!(rest, "" | "/"))
 }
 
+/// The base of an agent that is known by its address alone, as the path of a request tells: what stands
+/// before the path of an operation of HTTP+JSON, and the whole path where there is none, to which
+/// JSON-RPC is posted. A tenant counts as a part of it.
+#[must_use]
+pub fn base_of(path: &str) -> &str {
+    let mut from = 0;
+    for piece in path.split('/') {
+        let decoded = percent_decoded(piece.as_bytes(), false).unwrap_or_default();
+        if NO_TENANT.contains(&decoded.as_str()) {
+            return path.get(..from.max(1) - 1).filter(|base| !base.is_empty()).unwrap_or("/");
+        }
+        from += piece.len() + 1;
+    }
+    path
+}
+
 /// Reads `path` of an agent at `base`.
 pub(super) fn locate(method: &Method, base: &str, path: &str) -> Result<Located, ProtocolError> {
     if path == CARD_PATH {
@@ -150,6 +166,26 @@ mod tests {
 
     fn of(method: Method, path: &str) -> Result<(Operation, Option<Version>), ProtocolError> {
         locate(&method, "/a2a", path).map(|located| (located.operation, located.version))
+    }
+
+    #[test]
+    fn a_base_is_what_stands_before_an_operation() {
+        for (path, base) in [
+            ("/", "/"),
+            ("/a2a", "/a2a"),
+            ("/a2a/", "/a2a/"),
+            ("/message:send", "/"),
+            ("/message%3Asend", "/"),
+            ("/a2a/message:stream", "/a2a"),
+            ("/a2a/v1/message:send", "/a2a"),
+            ("/a2a/tenant/tasks/t", "/a2a/tenant"),
+            ("/a2a/tasks/tasks", "/a2a"),
+            ("/v1/card", "/"),
+            ("/.well-known/agent-card.json", "/"),
+            ("/a2a/.well-known/agent-card.json", "/a2a"),
+        ] {
+            assert_eq!(base_of(path), base, "{path}");
+        }
     }
 
     #[test]

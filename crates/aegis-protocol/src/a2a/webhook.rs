@@ -6,6 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use aegis_core::address::is_public;
 use http::Uri;
 
 use crate::mcp::uri;
@@ -112,48 +113,6 @@ fn name(host: &str) -> Result<String, WebhookError> {
         return host.parse::<Ipv4Addr>().map(|v4| v4.to_string()).map_err(|_| WebhookError::Host);
     }
     Ok(host.to_owned())
-}
-
-/// Whether an address is one of the public internet: not of this machine, a private network, a link
-/// or a provider, and none that holds such a one.
-#[must_use]
-pub fn is_public(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => is_public_v4(v4),
-        IpAddr::V6(v6) => is_public_v6(v6),
-    }
-}
-
-/// By the IANA registry of special addresses.
-fn is_public_v4(v4: Ipv4Addr) -> bool {
-    let [a, b, c, _] = v4.octets();
-    !(v4.is_private()
-        || v4.is_loopback()
-        || v4.is_link_local()
-        || v4.is_documentation()
-        || a == 0
-        || a >= 224
-        || (a == 100 && (64..128).contains(&b))
-        || (a == 192 && b == 0 && c == 0)
-        || (a == 198 && (b == 18 || b == 19)))
-}
-
-fn is_public_v6(v6: Ipv6Addr) -> bool {
-    let s = v6.segments();
-    let embedded = |high: u16, low: u16| {
-        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
-        is_public_v4(Ipv4Addr::new(a, b, c, d))
-    };
-    match s {
-        // Mapped and translated IPv4.
-        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => {
-            embedded(high, low)
-        }
-        [0x2002, high, low, ..] => embedded(high, low),
-        // Teredo, benchmarking, ORCHID, documentation.
-        [0x2001, 0..0x200, ..] | [0x2001, 0xdb8, ..] => false,
-        [first, ..] => (0x2000..0x3ff0).contains(&first),
-    }
 }
 
 #[cfg(test)]

@@ -61,7 +61,7 @@ fn same(requests: &[ClientRequest]) {
     let first = &requests[0];
     for other in requests {
         assert_eq!(other.action(), first.action());
-        let digest = |request: &ClientRequest| request.action().digest(&agent).unwrap();
+        let digest = |request: &ClientRequest| request.action().digest(&agent, None).unwrap();
         assert_eq!(digest(other), digest(first));
         assert_eq!(other.tasks(), first.tasks());
         assert_eq!(other.webhook(), first.webhook());

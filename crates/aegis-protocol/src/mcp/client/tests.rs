@@ -194,7 +194,7 @@ fn a_retry_is_judged_with_its_input_responses_and_state() {
         Digest::of(b"s").to_string()
     );
     let agent = "spiffe://acme.example/ns/a/sa/b/agent/x".parse().unwrap();
-    let digest = |action: &Action| action.digest(&agent).unwrap();
+    let digest = |action: &Action| action.digest(&agent, None).unwrap();
     assert_ne!(digest(&base), digest(&retry(json!({ "k": { "action": "decline" } }), "s")));
     assert_ne!(digest(&base), digest(&retry(json!({ "k": { "action": "accept" } }), "t")));
     assert!(!stdio(&call()).unwrap().is_retry());
