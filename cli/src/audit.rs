@@ -9,6 +9,8 @@ mod verify;
 use aegis_audit::Location;
 use clap::Subcommand;
 
+pub(crate) use prove::beside;
+
 use crate::{Context, Outcome, cluster};
 
 /// Read, prove, verify and export the audit log

@@ -11,6 +11,7 @@ mod audit;
 mod child;
 mod cluster;
 mod completions;
+mod compliance;
 mod explain;
 mod init;
 mod log;
@@ -76,6 +77,7 @@ enum Command {
     Tools(tools::Args),
     Agents(agents::Args),
     Policy(policy::Args),
+    Compliance(compliance::Args),
     Reasons(reasons::Args),
     Completions(completions::Args),
     Reference(reference::Args),
@@ -162,6 +164,7 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Tools(args) => tools::run(args, &cx).await,
         Command::Agents(args) => agents::run(args, &cx).await,
         Command::Policy(args) => policy::run(args, &cx),
+        Command::Compliance(args) => compliance::run(args, &cx).await,
         Command::Reasons(args) => reasons::run(&args, &cx),
         Command::Completions(args) => completions::run(&args),
         Command::Reference(args) => reference::run(&args),

@@ -3,7 +3,7 @@
 mod build;
 mod check;
 mod eval;
-mod folder;
+pub(crate) mod folder;
 mod test;
 mod try_out;
 

@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod cluster;
 #[cfg(test)]
+mod compliance;
+#[cfg(test)]
 mod daemon;
 #[cfg(test)]
 mod evidence;
