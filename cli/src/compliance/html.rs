@@ -60,6 +60,16 @@ impl Page {
         }
     }
 
+    /// A sentence of our own lists, where backticks mark code.
+    fn prose(&mut self, text: &str) {
+        for (number, part) in text.split('`').enumerate() {
+            let code = number % 2 == 1;
+            self.raw(if code { "<code>" } else { "" });
+            self.text(part);
+            self.raw(if code { "</code>" } else { "" });
+        }
+    }
+
     /// A text within an element; `open` is its start tag.
     fn element(&mut self, open: &str, text: &str) {
         let name = open.split(' ').next().unwrap_or(open);
@@ -173,8 +183,9 @@ fn framework(page: &mut Page, section: &Section) {
         page.raw("<br><span class=\"quiet small\">");
         page.text(&control.asks);
         page.raw("</span></td>");
-        page.element("td", control.nothing.as_deref().unwrap_or_default());
-        page.raw("</tr>\n");
+        page.raw("<td>");
+        page.prose(control.nothing.as_deref().unwrap_or_default());
+        page.raw("</td></tr>\n");
     }
     page.raw("</table>\n</div>\n");
 }
@@ -196,14 +207,14 @@ fn shown(page: &mut Page, control: &Finding) {
     page.element(&format!("span class=\"status {}\"", class(status)), status.words());
     page.raw("</div>\n");
     page.element("p class=\"quiet\"", &control.asks);
-    page.raw("<table>\n<tr><th>What is recorded</th><th class=\"number\">Entries</th><th>First and last</th><th>Cited, with proofs</th></tr>\n");
+    page.raw("<table class=\"lines\">\n<tr><th>What is recorded</th><th class=\"number\">Entries</th><th>First and last</th><th>Cited, with proofs</th></tr>\n");
     for line in &control.evidence {
         row(page, line);
     }
     page.raw("</table>\n");
     if let Some(limits) = &control.limits {
         page.raw("<p class=\"small\"><strong>What this leaves open.</strong> ");
-        page.text(limits);
+        page.prose(limits);
         page.raw("</p>\n");
     }
     page.raw("</section>\n");
@@ -228,10 +239,10 @@ fn row(page: &mut Page, line: &Row) {
     page.element("td class=\"number\"", &line.count.to_string());
     page.raw("<td class=\"when\">");
     if let (Some(first), Some(last)) = (line.first, line.last) {
-        page.text(&first.to_string());
+        page.text(&to_the_second(first));
         if first != last {
             page.raw("<br>");
-            page.text(&last.to_string());
+            page.text(&to_the_second(last));
         }
     }
     page.raw("</td><td>");
@@ -290,6 +301,11 @@ fn entry(page: &mut Page, index: u64, cited: &Cited) {
     page.lines(body);
     page.lines(&cited.proof);
     page.raw("</details>\n</section>\n");
+}
+
+/// A time for a table; the entries have it to the microsecond.
+fn to_the_second(at: Timestamp) -> String {
+    Timestamp::from_secs(at.as_secs()).to_string().replace(".000000Z", "Z")
 }
 
 /// A framework's name as an anchor; one from a file may hold anything.

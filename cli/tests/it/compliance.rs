@@ -6,7 +6,10 @@ use aegis_audit::{Draft, Kind, Outcome, PolicyRef};
 use aegis_core::{Digest, Timestamp};
 use serde_json::{Value, json};
 
-use crate::fixture::{AGENT, Ledger, aegis, text};
+use crate::{
+    fixture::{AGENT, Ledger, aegis, text},
+    live::{Live, Server, until},
+};
 
 const POLICY: Digest = Digest::from_bytes([7; 32]);
 
@@ -297,4 +300,36 @@ fn the_packs_name_controls_of_their_framework() {
 fn slug(control: &str) -> String {
     let plain = control.split('(').next().unwrap().to_lowercase();
     plain.replace(". ", "-").replace('.', "-")
+}
+
+/// The ledger of a daemon says by itself which controls a decision was for.
+#[tokio::test]
+async fn a_daemon_records_what_policies_are_tagged_with_and_proves_what_is_cited() {
+    let server = Server::start().await;
+    let live = Live::start(&server.document, &[]).await;
+    let tagged = "apiVersion: aegis.dev/v1alpha1\nkind: AgentPolicy\nmetadata: { name: tagged }\nspec:\n  compliance: [{ framework: soc2, control: CC6.1 }]\n  rules: [{ name: cc6-1, effect: deny, tools: [echo] }]\n";
+    live.write("tagged.yaml", tagged);
+    until("the policy is in force", async || {
+        let loaded = live.entries("policy_loaded").await;
+        loaded.iter().any(|entry| entry["detail"]["compliance"][0]["control"] == "CC6.1")
+    })
+    .await;
+    assert_eq!(live.call("echo").await.as_deref(), Some("policy_denied"));
+    let folder = live.folder.path().join("proofs");
+    let words =
+        ["compliance", "report", "--framework", "soc2", "-o", "json", "--proofs", text(&folder)];
+    let mut told = Value::Null;
+    until("a checkpoint covers the call", async || {
+        told = live.aegis(&words).await.exits(0).json();
+        let access = control(&told, "soc2", "CC6.1");
+        let lines = access["evidence"].as_array().unwrap();
+        lines.iter().any(|line| line["policies"] == json!(["default/tagged"]))
+    })
+    .await;
+    let cited =
+        line(control(&told, "soc2", "CC6.1"), "Decisions of policies")["entries"][0].clone();
+    let proof = folder.join(format!("{cited}.tlog-proof"));
+    let key = told["log"]["key"].as_str().unwrap();
+    let run = aegis(&["audit", "check-proof", text(&proof), "--key", key]).exits(0);
+    assert!(run.stdout.contains("(policy_denied)"), "{}", run.stdout);
 }
