@@ -13,12 +13,14 @@ mod cluster;
 mod completions;
 mod compliance;
 mod explain;
+mod import;
 mod init;
 mod log;
 mod names;
 mod output;
 mod policy;
 mod reasons;
+mod recorded;
 mod reference;
 mod status;
 mod tools;
@@ -77,6 +79,7 @@ enum Command {
     Tools(tools::Args),
     Agents(agents::Args),
     Policy(policy::Args),
+    Import(import::Args),
     Compliance(compliance::Args),
     Reasons(reasons::Args),
     Completions(completions::Args),
@@ -164,6 +167,7 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Tools(args) => tools::run(args, &cx).await,
         Command::Agents(args) => agents::run(args, &cx).await,
         Command::Policy(args) => policy::run(args, &cx),
+        Command::Import(args) => import::run(&args, &cx),
         Command::Compliance(args) => compliance::run(args, &cx).await,
         Command::Reasons(args) => reasons::run(&args, &cx),
         Command::Completions(args) => completions::run(&args),

@@ -1,7 +1,7 @@
 //! `aegis policy`: check, test, try, build and evaluate policies. Needs no daemon.
 
 mod build;
-mod check;
+pub(crate) mod check;
 mod eval;
 pub(crate) mod folder;
 mod test;
