@@ -25,13 +25,13 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Report(report::Args),
+    Report(Box<report::Args>),
     Controls(list::Args),
 }
 
 pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
     match args.command {
-        Command::Report(args) => report::run(args, cx).await,
+        Command::Report(args) => report::run(*args, cx).await,
         Command::Controls(args) => list::run(&args, cx),
     }
 }

@@ -4,6 +4,7 @@
 //! field is refused nothing is written, unless `--partial` asks for the rest.
 
 mod agent_os_template;
+mod cases;
 mod emit;
 mod expression;
 mod listed;
@@ -30,7 +31,7 @@ use crate::{
 ///
 /// Each field of the file is enforced by the result, or refused by name with its line. If any is
 /// refused, nothing is written and the exit code is 1; with --partial the rest is written. An entry is
-/// left out whole where a field that narrows it is refused.
+/// left out whole where a field that narrows it is refused; a ban that is left out bans nothing.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  aegis import hipaa.yaml --tool database_read=query,run_sql -O aegis.d/hipaa.yaml\n  aegis policy check aegis.d"
@@ -185,7 +186,10 @@ fn head(file: &str, notes: &[String], refused: &[Refusal]) -> Vec<String> {
     let mut head = vec![format!("Written by `aegis import` from {file}.")];
     head.extend(notes.iter().cloned());
     if !refused.is_empty() {
-        head.push("Not enforced, and left out with what it narrows:".into());
+        head.push(
+            "Not enforced, and left out with what it narrows; a ban that is left out bans nothing:"
+                .into(),
+        );
         head.extend(refused.iter().map(|refusal| format!("  {refusal}")));
     }
     head

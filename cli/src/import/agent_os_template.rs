@@ -11,10 +11,11 @@ use aegis_core::policy::{Effect, Mode, Operator};
 use serde_json::json;
 
 use super::{
+    cases::{Atom, Case, a_tool_call, all_of, field},
     emit::{Imported, Search, wrong_pattern},
     listed::rate,
     narrow::{NO_APPROVERS, narrowed},
-    rules::{Atom, Case, Drafted, a_tool_call, all_of, field, in_order},
+    rules::{Drafted, in_order},
     template::Field,
 };
 

@@ -5,7 +5,8 @@ use aegis_policy::translate::translate;
 use aegis_resources::API_VERSION;
 use serde_json::{Map, Value, json};
 
-use super::rules::{Atom, Case, Drafted, glob_pattern};
+use super::cases::{Atom, Case, glob_pattern};
+use super::rules::Drafted;
 
 /// Rules of one policy, at most.
 const MAX_RULES: usize = 64;

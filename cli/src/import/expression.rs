@@ -7,7 +7,7 @@
 use aegis_core::policy::Operator;
 use serde_json::{Value, json};
 
-use super::rules::{Atom, Case, field, member, stated};
+use super::cases::{Atom, Case, field, member, stated};
 
 /// A name that conditions look at, as Aegis has it.
 pub(crate) enum Named {
@@ -156,7 +156,7 @@ fn read_term(term: &[Token]) -> Result<Case, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::rules::argument, *};
+    use super::{super::cases::argument, *};
 
     #[test]
     fn conditions_are_read_as_they_were_meant() {

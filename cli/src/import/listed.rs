@@ -5,12 +5,11 @@ use aegis_core::policy::{Effect, Operator, RateLimit, RatePeriod, RateScope};
 use serde_json::{Value, json};
 
 use super::{
+    cases::{Atom, Case, a_tool_call, all_of, field},
     emit::{Imported, wrong_pattern},
     expression::{self, Named, named},
     narrow::NO_APPROVERS,
-    rules::{
-        Atom, Case, Drafted, a_tool_call, all_of, field, in_order, is_catch_all, with_one_limit,
-    },
+    rules::{Drafted, in_order, is_catch_all, with_one_limit},
     template::Field,
 };
 

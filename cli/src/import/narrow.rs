@@ -5,7 +5,7 @@ use aegis_core::policy::{Effect, Operator};
 use serde_json::json;
 
 use super::{
-    rules::{Case, argument, field, glob_pattern, presence, quoted},
+    cases::{Case, argument, field, glob_pattern, presence, quoted},
     template::Field,
 };
 

@@ -4,11 +4,10 @@
 use aegis_core::policy::{Effect, Mode, Obligation, ObligationKind, Operator};
 
 use super::{
+    cases::{Atom, Case, a_tool_call, all_of, argument, field, member, presence, quoted, stated},
     emit::{Imported, wrong_pattern},
     listed::{Placed, incomplete, ordered, rate},
-    rules::{
-        Atom, Case, Drafted, a_tool_call, all_of, argument, field, member, presence, quoted, stated,
-    },
+    rules::Drafted,
     template::Field,
 };
 
