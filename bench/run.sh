@@ -26,14 +26,16 @@ if ../e2e/setup.sh agent-toolkit; then
 fi
 echo "machine: $(nproc) cores, $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1), $(uname -sr), $(rustc --version)"
 cargo build --quiet --release --bins
-if [[ " $* " == *" proxy "* || " $* " == *" footprint "* ]]; then
-  ../e2e/setup.sh envoy haproxy
+if [[ " $* " == *" ledger "* || " $* " == *" proxy "* || " $* " == *" footprint "* ]]; then
   # What is measured is what ships: the main workspace's own profile and features.
   cargo build --quiet --release --manifest-path ../Cargo.toml -p aegis
-  AEGIS_BIN=$RELEASE/aegis
+  export AEGIS_BIN=$RELEASE/aegis
+fi
+if [[ " $* " == *" proxy "* || " $* " == *" footprint "* ]]; then
+  ../e2e/setup.sh envoy haproxy
   ENVOY_BIN=$(../e2e/setup.sh where envoy)
   HAPROXY_BIN=$(../e2e/setup.sh where haproxy)
-  export AEGIS_BIN ENVOY_BIN HAPROXY_BIN
+  export ENVOY_BIN HAPROXY_BIN
 fi
 # Ten thousand sessions are ten thousand descriptors on either side.
 ulimit -n "$(ulimit -Hn)"

@@ -4,10 +4,13 @@ mod check_proof;
 mod export;
 mod prove;
 mod query;
+mod replay;
 mod verify;
 
 use aegis_audit::Location;
 use clap::Subcommand;
+
+pub(crate) use prove::beside;
 
 use crate::{Context, Outcome, cluster};
 
@@ -31,6 +34,7 @@ enum Command {
     CheckProof(check_proof::Args),
     Verify(verify::Args),
     Export(export::Args),
+    Replay(replay::Args),
 }
 
 /// Which log.
@@ -53,5 +57,6 @@ pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
         Command::CheckProof(args) => check_proof::run(&args, cx),
         Command::Verify(args) => verify::run(args, cx).await,
         Command::Export(args) => export::run(args, cx).await,
+        Command::Replay(args) => replay::run(args, cx).await,
     }
 }

@@ -1,9 +1,11 @@
 //! Where entries are read from: the daemon's ledger over its socket, or a database directly.
 
+use std::collections::HashMap;
+
 use aegis_api::Client;
 use aegis_audit::{
-    Filter, Location, Reader, checkpoint,
-    tile::{Resource, TILE_WIDTH, width_at},
+    Filter, Location, Reader, Verifier, checkpoint,
+    tile::{self, Resource, TILE_WIDTH, Tile, width_at},
     tree,
 };
 use aegis_core::Digest;
@@ -104,6 +106,69 @@ impl Log {
                 Ok((page.entries.into_iter().map(record).collect(), page.next))
             }
         }
+    }
+
+    /// The latest signed checkpoint, a note.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read.
+    pub(crate) async fn checkpoint(&self) -> anyhow::Result<String> {
+        match self {
+            Self::Daemon(client) => Ok(client.get_text("/checkpoint").await?),
+            Self::Database(reader) => {
+                reader.checkpoint().await?.context("the log has no checkpoint yet")
+            }
+        }
+    }
+
+    /// The key by which the log says that it signs.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) async fn key(&self) -> anyhow::Result<Verifier> {
+        Ok(match self {
+            Self::Daemon(client) => client.get_text("/v1/key").await?.trim().parse()?,
+            Self::Database(reader) => reader.verifier().await?,
+        })
+    }
+
+    /// The canonical bytes of one entry.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read.
+    pub(crate) async fn body(&self, index: u64) -> anyhow::Result<Vec<u8>> {
+        match self {
+            Self::Daemon(client) => Ok(client.get_bytes(&format!("/v1/entries/{index}")).await?),
+            Self::Database(reader) => {
+                let stored = reader.entry(index).await?;
+                Ok(stored.with_context(|| format!("the log lacks entry {index}"))?.body)
+            }
+        }
+    }
+
+    /// The path that proves entry `index` in the tree of the first `size` entries.
+    ///
+    /// # Errors
+    /// When the log is shorter, or it cannot be read.
+    pub(crate) async fn inclusion(&self, index: u64, size: u64) -> anyhow::Result<Vec<Digest>> {
+        let client = match self {
+            Self::Database(reader) => return Ok(reader.inclusion(index, size).await?),
+            Self::Daemon(client) => client,
+        };
+        let ranges = tree::inclusion_ranges(index, size)
+            .with_context(|| format!("entry {index} is not among the first {size}"))?;
+        let mut tiles: HashMap<Tile, Vec<Digest>> = HashMap::new();
+        for wanted in tile::tiles_of(&ranges, size) {
+            let bytes = client.get_bytes(&format!("/{}", Resource::Tile(wanted))).await?;
+            let hashes = tile::split(&bytes).context("a tile of the daemon is not whole hashes")?;
+            tiles.insert(wanted, hashes);
+        }
+        let root = |range| {
+            tile::range_root(range, size, |tile| tiles.get(&tile).map(Vec::as_slice)).map_err(
+                |tile| anyhow::anyhow!("{} of the daemon is too narrow", Resource::Tile(tile)),
+            )
+        };
+        ranges.iter().map(root).collect()
     }
 
     /// Shows each entry before `end` in order, with its canonical bytes.

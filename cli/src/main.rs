@@ -11,8 +11,10 @@ mod audit;
 mod child;
 mod cluster;
 mod completions;
+mod compliance;
 mod explain;
 mod hook;
+mod import;
 mod init;
 mod integrate;
 mod log;
@@ -20,6 +22,7 @@ mod names;
 mod output;
 mod policy;
 mod reasons;
+mod recorded;
 mod reference;
 mod status;
 mod tools;
@@ -80,6 +83,8 @@ enum Command {
     Tools(tools::Args),
     Agents(agents::Args),
     Policy(policy::Args),
+    Import(import::Args),
+    Compliance(compliance::Args),
     Reasons(reasons::Args),
     Completions(completions::Args),
     Reference(reference::Args),
@@ -169,6 +174,8 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Tools(args) => tools::run(args, &cx).await,
         Command::Agents(args) => agents::run(args, &cx).await,
         Command::Policy(args) => policy::run(args, &cx),
+        Command::Import(args) => import::run(&args, &cx),
+        Command::Compliance(args) => compliance::run(args, &cx).await,
         Command::Reasons(args) => reasons::run(&args, &cx),
         Command::Completions(args) => completions::run(&args),
         Command::Reference(args) => reference::run(&args),

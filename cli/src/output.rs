@@ -158,6 +158,11 @@ impl Text {
         }
     }
 
+    /// Prints it to standard error, where the output proper is something else.
+    pub(crate) fn print_aside(&self) {
+        let _ = io::stderr().lock().write_all(self.text.as_bytes());
+    }
+
     /// Prints it.
     ///
     /// # Errors

@@ -1,9 +1,9 @@
 //! `aegis policy`: check, test, try, build and evaluate policies. Needs no daemon.
 
 mod build;
-mod check;
+pub(crate) mod check;
 mod eval;
-mod folder;
+pub(crate) mod folder;
 mod test;
 mod try_out;
 

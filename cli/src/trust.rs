@@ -4,6 +4,7 @@ mod adjust;
 mod explain;
 mod replay;
 mod show;
+mod tune;
 
 use clap::Subcommand;
 
@@ -27,6 +28,7 @@ enum Command {
     Explain(explain::Args),
     Replay(replay::Args),
     Adjust(adjust::Args),
+    Tune(tune::Args),
 }
 
 pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
@@ -43,6 +45,7 @@ pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
         Command::Explain(args) => explain::run(args, cx).await,
         Command::Replay(args) => replay::run(args, cx).await,
         Command::Adjust(args) => adjust::run(args, cx).await,
+        Command::Tune(args) => tune::run(args, cx).await,
     }
 }
 

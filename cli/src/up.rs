@@ -20,6 +20,8 @@ use clap::{Args as ClapArgs, ValueEnum};
 
 use daemon::Daemon;
 
+pub(crate) use attest::now;
+
 /// Start Aegis on this machine: decide, forward, record.
 ///
 /// Reads resources from a folder (write one with `aegis init`), listens for each AgentUpstream, and

@@ -15,9 +15,9 @@ use std::{
 
 use aegis_audit::{Draft, Kind, Location, Outcome};
 use aegis_ca::{Applications, IdentityManager, WorkloadSocket};
-use aegis_core::{Timestamp, TrustDomain};
+use aegis_core::{Timestamp, TrustDomain, policy::ComplianceTag};
 use aegis_kernel::{Kernel, State, trust_book};
-use aegis_policy::{Compiler, ModuleCache, Opa, PolicyState, PolicyStatus};
+use aegis_policy::{Compiler, ModuleCache, Opa, Policy, PolicyState, PolicyStatus};
 use aegis_sidecar::{
     Attest, KernelApi, Reachable, Route, Shared,
     kernel_api::{Door, Feed, IsAdvisory, feed},
@@ -287,13 +287,14 @@ impl Daemon {
         let Configuration { policies, state, registrations, upstreams, mut problems, .. } =
             configuration.clone();
         let before: BTreeMap<String, String> = self.digests();
+        let tags = tags(&policies)?;
         let daemon = Arc::clone(self);
         let mut statuses = tokio::task::spawn_blocking(move || {
             daemon.kernel.engine().reload(&daemon.compiler, &policies)
         })
         .await??;
         statuses.iter_mut().for_each(|status| configuration.place(status));
-        self.record_policies(&before, &statuses).await?;
+        self.record_policies(&before, &statuses, &tags).await?;
         self.authority.register(registrations.clone())?;
         self.attest.register(registrations);
         let at = now();
@@ -322,6 +323,7 @@ impl Daemon {
         &self,
         before: &BTreeMap<String, String>,
         statuses: &[PolicyStatus],
+        tags: &BTreeMap<String, Vec<ComplianceTag>>,
     ) -> anyhow::Result<()> {
         let after = self.digests();
         for (name, digest) in
@@ -330,6 +332,9 @@ impl Daemon {
             let mut draft = Draft::new(Kind::PolicyLoaded, now(), Outcome::Recorded);
             draft.detail.insert("policy".into(), json!(name));
             draft.detail.insert("digest".into(), json!(digest));
+            if let Some(tags) = tags.get(digest) {
+                draft.detail.insert("compliance".into(), json!(tags));
+            }
             self.kernel.record(draft).await?;
         }
         for name in before.keys().filter(|name| !after.contains_key(*name)) {
@@ -395,6 +400,14 @@ impl Daemon {
         self.kernel.forget_approvals(now().minus(REMEMBER));
         self.kernel.keep_trust().await;
     }
+}
+
+/// The controls that policies help to meet, by the digests of their versions.
+fn tags(policies: &[Policy]) -> anyhow::Result<BTreeMap<String, Vec<ComplianceTag>>> {
+    let tagged = policies.iter().filter(|policy| !policy.spec.compliance.is_empty());
+    tagged
+        .map(|policy| Ok((policy.digest()?.to_string(), policy.spec.compliance.clone())))
+        .collect()
 }
 
 /// Puts what a folder says in force. What people have ordered stays.

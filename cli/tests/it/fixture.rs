@@ -112,6 +112,15 @@ impl Ledger {
         journal.close().await.unwrap();
     }
 
+    /// Opens the journal, appends these, closes it.
+    pub(crate) async fn append(&self, drafts: impl IntoIterator<Item = Draft>) {
+        let journal = self.journal().await;
+        for draft in drafts {
+            journal.append(draft).await.unwrap().await.unwrap();
+        }
+        journal.close().await.unwrap();
+    }
+
     async fn journal(&self) -> Journal {
         let mut options = Options::new("daemon", self.signer.clone());
         // Closing signs; nothing else does.

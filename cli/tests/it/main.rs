@@ -4,11 +4,17 @@
 #[cfg(test)]
 mod cluster;
 #[cfg(test)]
+mod compliance;
+#[cfg(test)]
 mod daemon;
+#[cfg(test)]
+mod domain;
 #[cfg(test)]
 mod evidence;
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+mod import;
 #[cfg(test)]
 mod ledger;
 #[cfg(test)]
@@ -18,8 +24,12 @@ mod live;
 #[cfg(test)]
 mod policy;
 #[cfg(test)]
+mod replay;
+#[cfg(test)]
 mod service;
 #[cfg(test)]
 mod told;
+#[cfg(test)]
+mod tune;
 #[cfg(test)]
 mod usage;

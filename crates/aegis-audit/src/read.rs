@@ -363,30 +363,14 @@ impl Reader {
 
     /// The hashes of ranges of leaves in the tree of `size` leaves, from its tiles.
     async fn hashes(&self, ranges: &[Range<u64>], size: u64) -> Result<Vec<Digest>, StoreError> {
-        let mut wanted = Vec::new();
-        for node in ranges.iter().flat_map(tree::subtrees) {
-            let tile = Tile::of_node(node, size);
-            if !wanted.contains(&tile) {
-                wanted.push(tile);
-            }
-        }
-        let tiles = self.tiles(&wanted).await?;
-        let mut hashes = Vec::with_capacity(ranges.len());
-        for range in ranges {
-            let peaks = tree::subtrees(range).into_iter().map(|node| self.node(node, size, &tiles));
-            let peaks = peaks.collect::<Result<Vec<_>, _>>()?;
-            hashes.push(tree::fold_peaks(&peaks).unwrap_or_else(tree::empty_root));
-        }
-        Ok(hashes)
-    }
-
-    fn node(&self, node: Node, size: u64, tiles: &Tiles) -> Result<Digest, StoreError> {
-        let Tile { level, index, .. } = Tile::of_node(node, size);
-        let hashes = tiles
-            .get(&(level, index))
-            .ok_or_else(|| self.corrupt(format!("tile {level}/{index} is missing")))?;
-        Tile::node_root(node, hashes)
-            .ok_or_else(|| self.corrupt("a tile is narrower than its tree"))
+        let tiles = self.tiles(&tile::tiles_of(ranges, size)).await?;
+        let found = |tile: Tile| tiles.get(&(tile.level, tile.index)).map(Vec::as_slice);
+        let root = |range| {
+            tile::range_root(range, size, found).map_err(|Tile { level, index, .. }| {
+                self.corrupt(format!("tile {level}/{index} is missing or too narrow"))
+            })
+        };
+        ranges.iter().map(root).collect()
     }
 
     /// The root of the tree of the first `size` entries.

@@ -4,10 +4,11 @@
 //! edge of each level is a partial tile. [`Edge`] keeps those in memory while a log grows.
 
 use std::fmt;
+use std::ops::Range;
 
 use aegis_core::Digest;
 
-use crate::tree::{Node, root_of};
+use crate::tree::{self, Node, root_of};
 
 /// Hashes in a full tile.
 pub const TILE_WIDTH: u64 = 256;
@@ -66,6 +67,37 @@ impl Tile {
             })
         })
     }
+}
+
+/// The tiles from which [`range_root`] computes the hashes of these ranges of leaves in a tree of
+/// `size` leaves, each once.
+#[must_use]
+pub fn tiles_of(ranges: &[Range<u64>], size: u64) -> Vec<Tile> {
+    let mut wanted = Vec::new();
+    for node in ranges.iter().flat_map(tree::subtrees) {
+        let tile = Tile::of_node(node, size);
+        if !wanted.contains(&tile) {
+            wanted.push(tile);
+        }
+    }
+    wanted
+}
+
+/// The hash of a range of leaves in the tree of `size` leaves, from the hashes of its tiles.
+///
+/// # Errors
+/// The tile that is missing or narrower than its tree.
+pub fn range_root<'t>(
+    range: &Range<u64>,
+    size: u64,
+    hashes: impl Fn(Tile) -> Option<&'t [Digest]>,
+) -> Result<Digest, Tile> {
+    let peak = |node| {
+        let tile = Tile::of_node(node, size);
+        hashes(tile).and_then(|hashes| Tile::node_root(node, hashes)).ok_or(tile)
+    };
+    let peaks = tree::subtrees(range).into_iter().map(peak).collect::<Result<Vec<_>, _>>()?;
+    Ok(tree::fold_peaks(&peaks).unwrap_or_else(tree::empty_root))
 }
 
 /// How many hashes the tile has in a tree of `size` leaves; 0 when it does not exist there.

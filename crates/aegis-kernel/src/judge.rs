@@ -313,30 +313,44 @@ impl Judgement {
             decision.findings.iter().map(|finding| (finding.policy.as_str(), finding.digest)),
         );
         let said = evaluation.determining().find_map(|finding| finding.reason().map(str::to_owned));
-        let by_tier = decision.tier == Tier::Mesh && purpose == Purpose::Act;
-        let (verdict, reason) = match evaluation.effect {
-            None => (Verdict::Deny, Reason::NoPolicyAllows),
-            Some(Effect::Deny) => (Verdict::Deny, denial(&evaluation)),
-            Some(Effect::RequireApproval) => (Verdict::RequireApproval, Reason::ApprovalByPolicy),
-            Some(Effect::Allow) if by_tier => (Verdict::RequireApproval, Reason::ApprovalByTier),
-            Some(Effect::Allow) if request.action.kind.is_preparatory() => {
-                (Verdict::Allow, Reason::SessionAllowed)
-            }
-            Some(Effect::Allow) => (Verdict::Allow, Reason::PolicyAllowed),
-        };
+        // Who lists is not asked.
+        let tier = if purpose == Purpose::Act { decision.tier } else { Tier::Local };
+        let preparatory = request.action.kind.is_preparatory();
+        let (verdict, reason) =
+            verdict(evaluation.effect, || denial(&evaluation), tier, preparatory);
         decision.verdict = verdict;
         decision.reason = reason;
         let own_words = matches!(reason, Reason::PolicyDenied | Reason::ApprovalByPolicy);
         decision.message =
             said.filter(|_| own_words).unwrap_or_else(|| reason.sentence().to_owned());
         if verdict == Verdict::RequireApproval {
-            let by_tier = if by_tier { thresholds.approvals_at_l3 } else { 0 };
+            let by_tier = if tier == Tier::Mesh { thresholds.approvals_at_l3 } else { 0 };
             decision.approval = Some(ApprovalNeed {
                 quorum: evaluation.approvals().max(by_tier).max(1),
                 mfa: evaluation.require_mfa(),
             });
         }
         self.evaluation = evaluation;
+    }
+}
+
+/// What the policies' word comes to at a tier. `denial` says why they deny.
+#[must_use]
+pub fn verdict(
+    effect: Option<Effect>,
+    denial: impl FnOnce() -> Reason,
+    tier: Tier,
+    preparatory: bool,
+) -> (Verdict, Reason) {
+    match effect {
+        None => (Verdict::Deny, Reason::NoPolicyAllows),
+        Some(Effect::Deny) => (Verdict::Deny, denial()),
+        Some(Effect::RequireApproval) => (Verdict::RequireApproval, Reason::ApprovalByPolicy),
+        Some(Effect::Allow) if tier == Tier::Mesh => {
+            (Verdict::RequireApproval, Reason::ApprovalByTier)
+        }
+        Some(Effect::Allow) if preparatory => (Verdict::Allow, Reason::SessionAllowed),
+        Some(Effect::Allow) => (Verdict::Allow, Reason::PolicyAllowed),
     }
 }
 

@@ -40,7 +40,7 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
-pub use judge::Judgement;
+pub use judge::{Judgement, verdict};
 pub use permit::{Approved, Permit, Receipt, Record};
 pub use principal::{Principal, Registration, Registry};
 pub use record::Ending;

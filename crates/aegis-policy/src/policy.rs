@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use aegis_core::policy::PolicySpec;
+use aegis_core::{Digest, policy::PolicySpec};
 use serde::{Deserialize, Serialize};
 
 /// The two kinds of policy.
@@ -33,6 +33,16 @@ pub struct Policy {
     pub id: PolicyId,
     /// What it says.
     pub spec: PolicySpec,
+}
+
+impl Policy {
+    /// The digest by which the ledger names this version of it.
+    ///
+    /// # Errors
+    /// When it cannot be rendered as JSON.
+    pub fn digest(&self) -> Result<Digest, serde_json::Error> {
+        Ok(Digest::of(&serde_json::to_vec(self)?))
+    }
 }
 
 impl PolicyId {

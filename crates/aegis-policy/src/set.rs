@@ -198,8 +198,7 @@ fn load_policy(
 ) -> Result<LoadedPolicy, String> {
     let spec = &bundled.policy.spec;
     let id = Arc::new(bundled.policy.id.clone());
-    let digest =
-        Digest::of(&serde_json::to_vec(&bundled.policy).map_err(|error| error.to_string())?);
+    let digest = bundled.policy.digest().map_err(|error| error.to_string())?;
     let mut units = Vec::new();
     for unit in &bundled.units {
         let module = match modules.get(unit.module) {

@@ -80,6 +80,94 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 }
 
+/// A step down a document.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    /// Into the member of this name.
+    Key(String),
+    /// Into the item of this number, from 0.
+    Item(usize),
+}
+
+/// Line and column of a field in a text of one document: of its name, or of the item.
+#[must_use]
+pub fn locate_field(text: &str, path: &[Step]) -> Option<(usize, usize)> {
+    let document = Deserializer::from_str(text).next()?;
+    let at = Descend(path).deserialize(document).err()?.location()?;
+    Some((at.line(), at.column()))
+}
+
+/// Walks down steps and fails where the last one leads.
+struct Descend<'a>(&'a [Step]);
+
+/// A key, read; fails at the one that is wanted if nothing comes after it.
+struct Key<'a> {
+    wanted: &'a str,
+    last: bool,
+}
+
+impl<'de> DeserializeSeed<'de> for Descend<'_> {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        from.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Descend<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the end of the path")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let Some((Step::Key(wanted), rest)) = self.0.split_first() else {
+            return Err(serde::de::Error::custom("here"));
+        };
+        while let Some(found) = map.next_key_seed(Key { wanted, last: rest.is_empty() })? {
+            if found {
+                return map.next_value_seed(Descend(rest));
+            }
+            map.next_value::<IgnoredAny>()?;
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        let Some((Step::Item(wanted), rest)) = self.0.split_first() else {
+            return Err(serde::de::Error::custom("here"));
+        };
+        for _ in 0..*wanted {
+            items.next_element::<IgnoredAny>()?;
+        }
+        items.next_element_seed(Descend(rest)).map(|_| ())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Key<'_> {
+    type Value = bool;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, from: D) -> Result<bool, D::Error> {
+        from.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Key<'_> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("another key")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<bool, E> {
+        match key == self.wanted {
+            true if self.last => Err(E::custom("here")),
+            found => Ok(found),
+        }
+    }
+}
+
 /// Line and column of what stands at a path of keys in a document.
 fn locate(text: &str, document: usize, path: &[&str]) -> Option<(usize, usize)> {
     let document = Deserializer::from_str(text).nth(document)?;
@@ -175,6 +263,22 @@ mod tests {
         assert_eq!(place.to_string(), "p.yaml:4");
         assert_eq!(place.in_rego(Some(1)), "p.yaml:12");
         assert_eq!(place.in_rego(None), "p.yaml:4");
+    }
+
+    #[test]
+    fn a_field_has_the_place_of_its_name() {
+        let text = "a: 1\nb:\n  - c: {d: 2}\n  - [x, y]\n";
+        let key = |name: &str| Step::Key(name.into());
+        for (path, expected) in [
+            (vec![key("a")], Some((1, 1))),
+            (vec![key("b")], Some((2, 1))),
+            (vec![key("b"), Step::Item(0)], Some((3, 5))),
+            (vec![key("b"), Step::Item(0), key("c"), key("d")], Some((3, 9))),
+            (vec![key("b"), Step::Item(1), Step::Item(1)], Some((4, 9))),
+            (vec![key("z")], None),
+        ] {
+            assert_eq!(locate_field(text, &path), expected, "{path:?}");
+        }
     }
 
     #[test]
