@@ -19,6 +19,7 @@ mod flush;
 pub mod import;
 pub mod journal;
 mod kind;
+mod lists;
 mod log;
 pub mod note;
 mod postgres;

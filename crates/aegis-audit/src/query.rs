@@ -4,6 +4,7 @@ use aegis_core::Timestamp;
 use sqlx::AssertSqlSafe;
 
 use crate::entry::{Kind, Outcome};
+use crate::lists;
 use crate::read::{Pool, Reader, Stored, StoredRow, on, select_entries};
 use crate::store::{StoreError, micros, signed};
 
@@ -77,20 +78,73 @@ impl Conditions {
     }
 }
 
-fn conditions(filter: &Filter, postgres: bool) -> Conditions {
+/// Where entries are looked for; one part after the other makes the whole log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// Everywhere.
+    Whole,
+    /// By the lists, which name what is below this index.
+    Listed(i64),
+    /// From this index on, where nothing is listed.
+    Rest(i64),
+}
+
+/// The listed entries with a value: the lists come first, and their order is that of the entries.
+const SELECT_LISTED: &str = "SELECT e.idx, s.name, e.sequence, e.leaf, e.body \
+    FROM audit_lookup l CROSS JOIN audit_entries e ON e.idx = l.idx \
+    CROSS JOIN audit_sources s ON s.id = e.source";
+
+/// `SELECT … WHERE … ORDER BY …` for a part, without its limit.
+fn statement(filter: &Filter, part: Part, postgres: bool) -> Conditions {
+    let list = match part {
+        Part::Listed(_) => lists::chosen(filter),
+        Part::Whole | Part::Rest(_) => None,
+    };
+    let at = if list.is_some() { "l.idx" } else { "e.idx" };
+    let select = if list.is_some() { SELECT_LISTED } else { select_entries!("") };
+    let mut all = conditions(filter, at, postgres);
+    if let Some((field, value)) = list {
+        all.add("l.field =", Some(Value::Number(field as i64)), "");
+        all.add("l.value =", Some(Value::Text(value)), "");
+    }
+    match part {
+        Part::Whole => {}
+        Part::Listed(to) => {
+            all.add(&format!("{at} <"), Some(Value::Number(to)), "");
+            let time = |value: Option<Timestamp>| value.map(|time| Value::Number(micros(time)));
+            // Tiles whose entries are all too old, or all too new, are passed over.
+            let since = format!("{at} >= ifnull((SELECT min(tile) FROM audit_times WHERE last >=");
+            all.add(&since, time(filter.since), format!(") * 256, {})", i64::MAX).as_str());
+            let until =
+                format!("{at} < ifnull((SELECT max(tile) + 1 FROM audit_times WHERE first <");
+            all.add(&until, time(filter.until), ") * 256, 0)");
+        }
+        Part::Rest(from) => all.add(&format!("{at} >="), Some(Value::Number(from)), ""),
+    }
+    let order = if filter.oldest_first { "ASC" } else { "DESC" };
+    Conditions { sql: format!("{select} {} ORDER BY {at} {order}", all.sql), values: all.values }
+}
+
+fn conditions(filter: &Filter, at: &str, postgres: bool) -> Conditions {
     let text = |value: &Option<String>| value.clone().map(Value::Text);
     let time = |value: Option<Timestamp>| value.map(|time| Value::Number(micros(time)));
     let mut all = Conditions::default();
     // A row that the head does not cover was never committed by a writer: somebody else put it there.
-    all.also("e.idx >= 0 AND e.idx < (SELECT size FROM audit_head WHERE id = 1)");
+    all.also(&format!("{at} >= 0 AND {at} < (SELECT size FROM audit_head WHERE id = 1)"));
     all.add("e.agent_id =", text(&filter.agent), "");
     all.add("e.kind =", filter.kind.map(|kind| Value::Text(kind.to_string())), "");
     all.add("e.result =", filter.result.map(|result| Value::Text(result.to_string())), "");
-    // The conditions of the partial indexes, word for word: only then does the planner use them.
-    if !matches!(filter.kind, None | Some(Kind::Decision | Kind::ServerRequest | Kind::Outcome)) {
+    // The conditions of the partial indexes, word for word: only then does Postgres use them.
+    if postgres
+        && !matches!(filter.kind, None | Some(Kind::Decision | Kind::ServerRequest | Kind::Outcome))
+    {
         all.also("e.kind NOT IN ('decision', 'server_request', 'outcome')");
     }
-    if !matches!(filter.result, None | Some(Outcome::Allow | Outcome::Success | Outcome::Recorded))
+    if postgres
+        && !matches!(
+            filter.result,
+            None | Some(Outcome::Allow | Outcome::Success | Outcome::Recorded)
+        )
     {
         all.also("e.result NOT IN ('allow', 'success', 'recorded')");
     }
@@ -107,7 +161,7 @@ fn conditions(filter: &Filter, postgres: bool) -> Conditions {
         all.add("instr(e.body,", needle, ") > 0");
     }
     let after = filter.after.map(|index| Value::Number(signed(index)));
-    all.add(if filter.oldest_first { "e.idx >" } else { "e.idx <" }, after, "");
+    all.add(&format!("{at} {}", if filter.oldest_first { ">" } else { "<" }), after, "");
     all
 }
 
@@ -118,11 +172,40 @@ impl Reader {
     /// When the store cannot be read.
     pub async fn query(&self, filter: &Filter) -> Result<Page, StoreError> {
         let limit = filter.limit.unwrap_or(100).clamp(1, MAX_PAGE);
-        let Conditions { sql, values } = conditions(filter, matches!(self.pool, Pool::Postgres(_)));
-        let order = if filter.oldest_first { "ASC" } else { "DESC" };
-        // One more than asked for tells whether there is another page.
-        let sql =
-            format!("{} {sql} ORDER BY e.idx {order} LIMIT {}", select_entries!(""), limit + 1);
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let mut entries = Vec::new();
+        for part in self.parts(filter.oldest_first).await? {
+            // One more than asked for tells whether there is another page.
+            let missing = (limit + 1).saturating_sub(entries.len());
+            if missing > 0 {
+                entries.append(&mut self.select(filter, part, missing).await?);
+            }
+        }
+        let more = entries.len() > limit;
+        entries.truncate(limit);
+        let next = entries.last().filter(|_| more).map(|entry| entry.index);
+        Ok(Page { entries, next })
+    }
+
+    async fn parts(&self, oldest_first: bool) -> Result<Vec<Part>, StoreError> {
+        if !self.lists {
+            return Ok(vec![Part::Whole]);
+        }
+        // Read first: what is written meanwhile is listed only from here on.
+        let to = signed(lists::listed_to(self.head().await?.size));
+        let (listed, rest) = (Part::Listed(to), Part::Rest(to));
+        Ok(if oldest_first { vec![listed, rest] } else { vec![rest, listed] })
+    }
+
+    async fn select(
+        &self,
+        filter: &Filter,
+        part: Part,
+        limit: usize,
+    ) -> Result<Vec<Stored>, StoreError> {
+        let Conditions { sql, values } =
+            statement(filter, part, matches!(self.pool, Pool::Postgres(_)));
+        let sql = format!("{sql} LIMIT {limit}");
         let rows: Result<Vec<StoredRow>, sqlx::Error> = on!(&self.pool, pool => {
             let mut query = sqlx::query_as(AssertSqlSafe(sql));
             for value in values {
@@ -135,13 +218,7 @@ impl Reader {
             query.fetch_all(pool).await
         });
         let rows = rows.map_err(|e| self.failed(&e))?;
-        let mut entries =
-            rows.into_iter().map(|row| self.stored(row)).collect::<Result<Vec<_>, _>>()?;
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let more = entries.len() > limit;
-        entries.truncate(limit);
-        let next = entries.last().filter(|_| more).map(|entry| entry.index);
-        Ok(Page { entries, next })
+        rows.into_iter().map(|row| self.stored(row)).collect()
     }
 
     /// Visits every entry that a filter selects, the oldest first, however many there are.
@@ -174,24 +251,28 @@ mod tests {
     use crate::note::Signer;
     use crate::store::Location;
 
-    /// A partial index is used only while its condition and the query's are the same words.
+    /// Without the lists, or in another order of the tables, a page would cost a scan and a sort.
     #[tokio::test]
-    async fn rare_kinds_and_results_are_found_by_index() {
+    async fn listed_entries_are_found_in_order_without_a_scan() {
         let dir = tempfile::tempdir().unwrap();
         let place = Location::Sqlite(dir.path().join("audit.db"));
         let options = Options::new("test", Signer::generate("acme.example/audit").unwrap());
         let journal = Journal::open(&place, options).await.unwrap();
         let Pool::Sqlite(pool) = &journal.reader().pool else { panic!("SQLite") };
-        for (filter, index) in [
-            (Filter { result: Some(Outcome::Deny), ..Filter::default() }, "audit_by_rare_result"),
-            (Filter { kind: Some(Kind::PolicyLoaded), ..Filter::default() }, "audit_by_rare_kind"),
+        let text = || Some("x".to_owned());
+        for filter in [
+            Filter { result: Some(Outcome::Deny), ..Filter::default() },
+            Filter { kind: Some(Kind::PolicyLoaded), ..Filter::default() },
+            Filter { agent: text(), since: Some(Timestamp::from_secs(1)), ..Filter::default() },
+            Filter { decision_id: text(), oldest_first: true, ..Filter::default() },
         ] {
-            let Conditions { sql, .. } = conditions(&filter, false);
-            let sql =
-                format!("EXPLAIN QUERY PLAN {} {sql} ORDER BY e.idx DESC", select_entries!(""));
-            let plan = sqlx::query(AssertSqlSafe(sql)).bind("x").fetch_all(pool).await.unwrap();
+            let Conditions { sql, .. } = statement(&filter, Part::Listed(256), false);
+            let plan = sqlx::query(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}")));
+            let plan = plan.fetch_all(pool).await.unwrap();
             let plan: Vec<String> = plan.iter().map(|row| row.get("detail")).collect();
-            assert!(plan.iter().any(|step| step.contains(index)), "{plan:?}");
+            let first = "SEARCH l USING PRIMARY KEY (field=? AND value=? AND idx>? AND idx<?)";
+            assert_eq!(plan[0], first, "{plan:?}");
+            assert!(!plan.iter().any(|step| step.contains("TEMP B-TREE")), "{plan:?}");
         }
         journal.close().await.unwrap();
     }

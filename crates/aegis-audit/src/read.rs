@@ -51,6 +51,8 @@ pub struct Reader {
     pub(crate) place: Location,
     /// A SQLite file that nobody writes.
     pub(crate) immutable: bool,
+    /// A SQLite file with lists: one of version 1 that no writer has opened since has none.
+    pub(crate) lists: bool,
 }
 
 /// An entry as it is stored.
@@ -141,18 +143,20 @@ impl Reader {
     }
 
     async fn checked(pool: Pool, place: Location, immutable: bool) -> Result<Self, StoreError> {
-        let reader = Self { pool, place, immutable };
-        reader.check_schema().await?;
+        let mut reader = Self { pool, place, immutable, lists: false };
+        let schema = reader.schema().await?;
+        reader.lists = schema >= 2 && matches!(reader.pool, Pool::Sqlite(_));
         Ok(reader)
     }
 
-    async fn check_schema(&self) -> Result<(), StoreError> {
+    /// The version of its tables, one that this program knows.
+    async fn schema(&self) -> Result<i64, StoreError> {
         let sql = "SELECT schema FROM audit_head WHERE id = 1";
         let found: Result<Option<i64>, sqlx::Error> =
             on!(&self.pool, pool => sqlx::query_scalar(sql).fetch_optional(pool).await);
         let place = self.place.to_string();
         match found {
-            Ok(Some(SCHEMA_VERSION)) => Ok(()),
+            Ok(Some(found @ 1..=SCHEMA_VERSION)) => Ok(found),
             Ok(Some(found)) if found > SCHEMA_VERSION => {
                 Err(StoreError::NewerSchema { place, found })
             }

@@ -15,6 +15,7 @@ use rusqlite::{Connection, Row};
 
 use crate::check::{Checked, Claims, Item, check};
 use crate::export::Directory;
+use crate::lists::{Tally, Times};
 use crate::read::{Pool, Reader};
 use crate::sqlite;
 use crate::store::{Columns, Location, StoreError, signed, unsigned};
@@ -46,9 +47,15 @@ type OwnedRow = (
 /// Where entries and tiles come from; clones share it.
 #[derive(Clone)]
 pub(crate) enum Log {
-    Sqlite(Reader, Arc<Mutex<Vec<Connection>>>),
+    Sqlite(Reader, Arc<Local>),
     Postgres(Reader),
     Directory(Arc<Directory>),
+}
+
+/// What the threads that read a SQLite file share.
+pub(crate) struct Local {
+    idle: Mutex<Vec<Connection>>,
+    tally: Option<Tally>,
 }
 
 /// Checked entries from the start of a range on, up to the first that is wrong.
@@ -115,9 +122,13 @@ fn missing(index: u64) -> VerifyError {
 }
 
 impl Log {
-    pub(crate) fn database(reader: &Reader) -> Self {
+    /// A database whose first `size` entries are looked at.
+    pub(crate) fn database(reader: &Reader, size: u64) -> Self {
         match reader.pool {
-            Pool::Sqlite(_) => Self::Sqlite(reader.clone(), Arc::default()),
+            Pool::Sqlite(_) => {
+                let tally = reader.lists.then(|| Tally::new(size));
+                Self::Sqlite(reader.clone(), Arc::new(Local { idle: Mutex::default(), tally }))
+            }
             Pool::Postgres(_) => Self::Postgres(reader.clone()),
         }
     }
@@ -168,12 +179,24 @@ impl Log {
         Ok(chunk)
     }
 
+    /// Once all of the log was read: what is wrong with the lists by which its entries are found.
+    pub(crate) async fn lists(&self) -> Result<Option<String>, VerifyError> {
+        let Self::Sqlite(reader, local) = self else { return Ok(None) };
+        let (reader, local) = (reader.clone(), Arc::clone(local));
+        let comparing = tokio::task::spawn_blocking(move || {
+            let Some(tally) = &local.tally else { return Ok(None) };
+            local.with(&reader, |conn| tally.settle(conn)).map_err(VerifyError::from)
+        });
+        comparing.await.unwrap_or_else(|error| Err(self.failed(&error).into()))
+    }
+
     async fn entries(&self, range: Range<u64>) -> Result<Chunk, VerifyError> {
         let checking = match self {
-            Self::Sqlite(reader, connections) => {
-                let (reader, connections) = (reader.clone(), Arc::clone(connections));
+            Self::Sqlite(reader, local) => {
+                let (reader, local) = (reader.clone(), Arc::clone(local));
                 tokio::task::spawn_blocking(move || {
-                    scan(&reader, &connections, &range).map_err(VerifyError::from)
+                    let tally = local.tally.as_ref();
+                    local.with(&reader, |conn| scan(conn, &range, tally)).map_err(VerifyError::from)
                 })
             }
             Self::Postgres(reader) => {
@@ -189,34 +212,45 @@ impl Log {
     }
 }
 
-/// Reads and checks rows of a SQLite file.
-fn scan(
-    reader: &Reader,
-    connections: &Mutex<Vec<Connection>>,
-    range: &Range<u64>,
-) -> Result<Chunk, StoreError> {
-    let failed = |error: rusqlite::Error| StoreError::sqlite(&reader.place, &error);
-    let idle = connections.lock().pop();
-    let conn = match (idle, &reader.place) {
-        (Some(conn), _) => conn,
-        (None, Location::Sqlite(path)) => {
-            sqlite::connect_to_read(path, reader.immutable).map_err(failed)?
-        }
-        (None, Location::Postgres(_)) => return Err(reader.corrupt("it is no SQLite file")),
-    };
-    let chunk = scan_with(&conn, range).map_err(failed)?;
-    connections.lock().push(conn);
-    Ok(chunk)
+impl Local {
+    /// Reads on a connection that nobody else uses meanwhile.
+    fn with<T>(
+        &self,
+        reader: &Reader,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        let failed = |error: rusqlite::Error| StoreError::sqlite(&reader.place, &error);
+        let idle = self.idle.lock().pop();
+        let conn = match (idle, &reader.place) {
+            (Some(conn), _) => conn,
+            (None, Location::Sqlite(path)) => {
+                sqlite::connect_to_read(path, reader.immutable).map_err(failed)?
+            }
+            (None, Location::Postgres(_)) => return Err(reader.corrupt("it is no SQLite file")),
+        };
+        let read = read(&conn).map_err(failed)?;
+        self.idle.lock().push(conn);
+        Ok(read)
+    }
 }
 
-fn scan_with(conn: &Connection, range: &Range<u64>) -> rusqlite::Result<Chunk> {
+/// Reads and checks rows of a SQLite file, and counts by what they should be listed.
+fn scan(conn: &Connection, range: &Range<u64>, tally: Option<&Tally>) -> rusqlite::Result<Chunk> {
     let mut chunk = Chunk::default();
+    let mut times = Times::default();
     let mut select = conn.prepare_cached(SELECT)?;
     let mut rows = select.query((signed(range.start), signed(range.end)))?;
     while let Some(row) = rows.next()? {
-        if !chunk.take(range, &item(row)?) {
+        let item = item(row)?;
+        if !chunk.take(range, &item) {
             return Ok(chunk);
         }
+        if let (Some(tally), Some(claims)) = (tally, &item.row) {
+            tally.expect(item.index, &claims.columns, &mut times);
+        }
+    }
+    if let Some(tally) = tally {
+        tally.expect_times(&times);
     }
     Ok(chunk.finish(range))
 }

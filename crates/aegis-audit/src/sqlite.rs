@@ -18,6 +18,7 @@ use rusqlite::{
 
 use crate::file::{beside, check_file, lock, sync_folder};
 use crate::flush::{FLUSH_BY_FORCE, Flusher};
+use crate::lists;
 use crate::read::APPLICATION_ID;
 use crate::store::{Batch, Location, SCHEMA_VERSION, StoreError, signed};
 
@@ -25,8 +26,7 @@ use crate::store::{Batch, Location, SCHEMA_VERSION, StoreError, signed};
 /// connection, so it needs no lock of its own.
 const WRITING: OpenFlags = OpenFlags::SQLITE_OPEN_READ_WRITE.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
 
-/// Each index costs every append; the common kinds and results have none, because a scan from the
-/// newest finds those soon. `crate::query` repeats the conditions, so that the indexes are used.
+/// The one index is for the chains of sources. By what else entries are found, see [`lists`].
 const SCHEMA: &str = "
 CREATE TABLE audit_head (
   id INTEGER PRIMARY KEY CHECK (id = 1), schema INTEGER NOT NULL, size INTEGER NOT NULL,
@@ -39,14 +39,6 @@ CREATE TABLE audit_entries (
   result TEXT NOT NULL, agent_id TEXT, reason TEXT, server TEXT, tool TEXT, decision_id TEXT,
   body BLOB NOT NULL) STRICT;
 CREATE UNIQUE INDEX audit_by_chain ON audit_entries (source, sequence);
-CREATE INDEX audit_by_time ON audit_entries (timestamp);
-CREATE INDEX audit_by_agent ON audit_entries (agent_id);
-CREATE INDEX audit_by_rare_kind ON audit_entries (kind)
-  WHERE kind NOT IN ('decision', 'server_request', 'outcome');
-CREATE INDEX audit_by_rare_result ON audit_entries (result)
-  WHERE result NOT IN ('allow', 'success', 'recorded');
-CREATE INDEX audit_by_decision ON audit_entries (decision_id)
-  WHERE decision_id IS NOT NULL;
 CREATE TABLE audit_tiles (
   level INTEGER NOT NULL, idx INTEGER NOT NULL, hashes BLOB NOT NULL,
   PRIMARY KEY (level, idx)) STRICT, WITHOUT ROWID;
@@ -65,10 +57,8 @@ const INSERT_ENTRY: &str = "INSERT INTO audit_entries (idx, source, sequence, le
 const INSERT_SALT: &str = "INSERT INTO audit_salts (idx, salt) VALUES (?, ?)";
 
 /// The leaves of the last, partial tile stay with their entries: the tree is read back from them.
-const FORGET_ENTRIES: &str = "DELETE FROM audit_entries \
-    WHERE idx < min(?, (SELECT (size - 1) / 256 * 256 FROM audit_head WHERE id = 1))";
-const FORGET_SALTS: &str = "DELETE FROM audit_salts \
-    WHERE idx < min(?, (SELECT (size - 1) / 256 * 256 FROM audit_head WHERE id = 1))";
+const FORGETTABLE: &str =
+    "SELECT min(? / 256, (size - 1) / 256) * 256 FROM audit_head WHERE id = 1";
 const FORGET_CHECKPOINTS: &str =
     "DELETE FROM audit_checkpoints WHERE size < (SELECT max(size) FROM audit_checkpoints)";
 
@@ -118,6 +108,7 @@ fn fill(conn: &mut Connection, verifier: &str) -> rusqlite::Result<()> {
     tx.pragma_update(None, "application_id", APPLICATION_ID)?;
     tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     tx.execute_batch(SCHEMA)?;
+    tx.execute_batch(lists::TABLES)?;
     tx.execute(
         "INSERT INTO audit_head (id, schema, size, root, epoch, verifier) VALUES (1, ?, 0, ?, 0, ?)",
         (SCHEMA_VERSION, crate::tree::empty_root().as_bytes(), verifier),
@@ -231,6 +222,7 @@ impl SqliteStore {
         for (tile, hashes) in &batch.tiles {
             tx.prepare_cached(PUT_TILE)?.execute((tile.level, signed(tile.index), hashes))?;
         }
+        lists::list(&tx, batch.from, head.size)?;
         tx.commit()?;
         Ok(true)
     }
@@ -280,8 +272,10 @@ impl SqliteStore {
         let below = signed(below);
         let deleted =
             self.conn.transaction_with_behavior(TransactionBehavior::Immediate).and_then(|tx| {
-                tx.execute(FORGET_SALTS, (below,))?;
-                tx.execute(FORGET_ENTRIES, (below,))?;
+                let below: i64 = tx.query_row(FORGETTABLE, (below,), |row| row.get(0))?;
+                lists::unlist(&tx, below)?;
+                tx.execute("DELETE FROM audit_salts WHERE idx < ?", (below,))?;
+                tx.execute("DELETE FROM audit_entries WHERE idx < ?", (below,))?;
                 tx.execute(FORGET_CHECKPOINTS, ())?;
                 tx.commit()
             });
@@ -375,6 +369,9 @@ fn begin(
             found: ours,
             expected: verifier.to_owned(),
         });
+    }
+    if found < SCHEMA_VERSION {
+        lists::upgrade(&tx).map_err(failed)?;
     }
     let id = source_id(&tx, source).map_err(failed)?;
     tx.commit().map_err(failed)?;

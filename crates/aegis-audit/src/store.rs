@@ -16,8 +16,9 @@ use crate::salt::Salt;
 use crate::tile::{Edge, Tile};
 use crate::tree::Frontier;
 
-/// The layout of the tables.
-pub(crate) const SCHEMA_VERSION: i64 = 1;
+/// The layout of the tables. In version 1 SQLite had indexes where it has lists ([`crate::lists`]); for Postgres
+/// the two are the same.
+pub(crate) const SCHEMA_VERSION: i64 = 2;
 
 /// Where a log is kept.
 #[derive(Clone, PartialEq, Eq)]

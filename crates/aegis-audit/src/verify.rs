@@ -2,7 +2,7 @@
 //!
 //! Works on a database (the live one or a copy) and on a directory of tiles ([`crate::export`]).
 //! Every entry's bytes are hashed again and compared with the stored leaf, the tile, the chain of
-//! its source, and the columns by which it is found; the tree is built anew and compared with every
+//! its source, and the columns and lists by which it is found; the tree is built anew and compared with every
 //! tile, with the head, with the signed checkpoint, and with a checkpoint that somebody kept.
 //! Chunks of entries are read and checked on as many threads as there are processors ([`crate::scan`],
 //! [`crate::check`]) while this one follows the chains and builds the tree, so the memory needed does
@@ -61,6 +61,14 @@ pub enum VerifyError {
         index: i64,
         /// How many entries there are.
         size: u64,
+    },
+    /// The entries are whole, and what finds them is not.
+    #[error(
+        "the lists by which entries are found were altered: {why}; the entries themselves are whole"
+    )]
+    Lists {
+        /// What is wrong.
+        why: String,
     },
     /// Entries are missing at the end.
     #[error("the log was truncated: it has {size} entries and {whence} covers {known}")]
@@ -336,7 +344,12 @@ pub async fn verify(
     if let Some(index) = reader.uncovered().await? {
         return Err(VerifyError::Uncovered { index, size: head.size });
     }
-    run(&Log::database(reader), Some(head), note, verifier, trusted, &mut progress).await
+    let log = Log::database(reader, head.size);
+    let report = run(&log, Some(head), note, verifier, trusted, &mut progress).await?;
+    match log.lists().await? {
+        Some(why) => Err(VerifyError::Lists { why }),
+        None => Ok(report),
+    }
 }
 
 /// Verifies a directory of tiles and entry bundles with its `checkpoint` file. There is no key in

@@ -119,6 +119,58 @@ async fn the_columns_cannot_lie() {
     check(&log).await.unwrap();
 }
 
+/// Whoever hides an entry from queries leaves it in the tree, and verification says so.
+#[tokio::test]
+async fn the_lists_cannot_lie() {
+    let log = Log::with_entries(600).await;
+    check(&log).await.unwrap();
+    let mut conn = alter(&log.path).await;
+    for (table, change, told) in [
+        ("audit_lookup", "DELETE FROM audit_lookup WHERE field = 1 AND idx = 300", "entry 300 is"),
+        ("audit_lookup", "DELETE FROM audit_lookup WHERE field = 2 AND idx = 6", "entry 6 is"),
+        ("audit_lookup", "DELETE FROM audit_lookup WHERE field = 3", "entry 0 is"),
+        ("audit_lookup", "DELETE FROM audit_lookup WHERE field = 4 AND idx = 511", "entry 511 is"),
+        (
+            "audit_lookup",
+            "UPDATE audit_lookup SET idx = 0 WHERE field = 2 AND idx = 9",
+            "entry 9 is",
+        ),
+        ("audit_lookup", "INSERT INTO audit_lookup VALUES (4, 'deny', 2)", "not in the entries"),
+        ("audit_times", "DELETE FROM audit_times WHERE tile = 1", "other times"),
+        ("audit_times", "UPDATE audit_times SET last = last - 1 WHERE tile = 0", "other times"),
+        ("audit_times", "UPDATE audit_times SET first = first + 1 WHERE tile = 1", "other times"),
+    ] {
+        sql(&mut conn, format!("CREATE TEMP TABLE kept AS SELECT * FROM {table}; {change}")).await;
+        match check(&log).await {
+            Err(VerifyError::Lists { why }) => assert!(why.contains(told), "{change}: {why}"),
+            other => panic!("{change}: {other:?}"),
+        }
+        let mend =
+            format!("DELETE FROM {table}; INSERT INTO {table} SELECT * FROM kept; DROP TABLE kept");
+        sql(&mut conn, mend).await;
+        check(&log).await.unwrap();
+    }
+}
+
+/// What somebody puts into the lists ahead of time finds nothing and stops nobody.
+#[tokio::test]
+async fn what_is_listed_ahead_of_time_does_not_count() {
+    let log = Log::with_entries(20).await;
+    let mut conn = alter(&log.path).await;
+    let ahead = "INSERT INTO audit_lookup VALUES (2, 'd30', 33), (2, 'other', 33); \
+                 INSERT INTO audit_times VALUES (0, 5, 5)";
+    sql(&mut conn, ahead.into()).await;
+    conn.close().await.unwrap();
+    let reader = log.reader().await;
+    let filter = aegis_audit::Filter { decision_id: Some("other".into()), ..Default::default() };
+    assert_eq!(reader.query(&filter).await.unwrap().entries, []);
+    check(&log).await.unwrap();
+    let journal = log.open().await;
+    fill(&journal, 300).await;
+    journal.close().await.unwrap();
+    assert!(matches!(check(&log).await, Err(VerifyError::Lists { .. })));
+}
+
 /// A row past the end or before the beginning is under no hash, so nothing may read it.
 #[tokio::test]
 async fn a_row_outside_the_tree_is_named_and_never_read() {
