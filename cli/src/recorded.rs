@@ -73,6 +73,7 @@ pub(crate) fn action(entry: &Entry) -> Option<Action> {
 
 /// Whether the record holds all of the action that was decided on: its digest comes out again.
 pub(crate) fn is_whole(entry: &Entry, action: &Action, agent: &AgentId) -> bool {
-    let digest = action.digest(agent).map(|digest| digest.to_string());
+    let digest =
+        action.digest(agent, entry.action_text("endpoint")).map(|digest| digest.to_string());
     digest.ok().as_deref() == entry.action_text("digest")
 }

@@ -245,6 +245,7 @@ fn input<'a>(
         Protocol::Ide => Scope::Ide,
         _ => Scope::Mesh,
     };
+    let endpoint = entry.action_text("endpoint");
     Input {
         action: ActionInput {
             kind: action.kind,
@@ -254,7 +255,8 @@ fn input<'a>(
             tool: action.tool.as_deref(),
             resource: action.resource.as_deref(),
             arguments: &action.arguments,
-            digest: action.digest(agent).unwrap_or_else(|_| aegis_core::Digest::of(b"")),
+            endpoint,
+            digest: action.digest(agent, endpoint).unwrap_or_else(|_| aegis_core::Digest::of(b"")),
         },
         principal: PrincipalInput {
             id: agent,
