@@ -1,5 +1,7 @@
 //! Calls that wait for a human.
 
+use std::time::Duration;
+
 use aegis_audit::{Kind, Outcome};
 use aegis_core::approval::{Factor, Vote};
 use http::Method;
@@ -12,6 +14,13 @@ use crate::{
 
 pub(crate) async fn vote(world: &World, approve: bool) {
     let id = world.recorded(Kind::ApprovalRequested, 1).await.pop().unwrap().approval.unwrap();
+    // It is recorded first and can be answered a moment later.
+    let known = async {
+        while world.kernel.approval_state(&id).is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), known).await.unwrap();
     let vote = Vote {
         approver: "grace@acme.example".into(),
         approve,

@@ -414,12 +414,12 @@ async fn newer_schemas_and_foreign_keys_are_refused() {
     let error = Journal::open(&log.place(), options).await.unwrap_err();
     assert!(matches!(error, StoreError::ForeignKey { .. }), "{error}");
     let mut conn = alter(&log.path).await;
-    sql(&mut conn, "PRAGMA user_version = 2; UPDATE audit_head SET schema = 2".into()).await;
+    sql(&mut conn, "PRAGMA user_version = 3; UPDATE audit_head SET schema = 3".into()).await;
     conn.close().await.unwrap();
     let error = Journal::open(&log.place(), log.options()).await.unwrap_err();
-    assert!(matches!(error, StoreError::NewerSchema { found: 2, .. }), "{error}");
+    assert!(matches!(error, StoreError::NewerSchema { found: 3, .. }), "{error}");
     let error = Reader::open(&log.place()).await.unwrap_err();
-    assert!(matches!(error, StoreError::NewerSchema { found: 2, .. }), "{error}");
+    assert!(matches!(error, StoreError::NewerSchema { found: 3, .. }), "{error}");
 }
 
 #[tokio::test]
