@@ -7,6 +7,7 @@ use aegis_audit::{
     checkpoint, tree, verify,
 };
 use aegis_core::{Digest, Timestamp};
+use sqlx::Connection as _;
 
 use crate::fixture::{Log, draft, fill};
 
@@ -260,6 +261,14 @@ async fn what_a_ledger_has_takes_no_room() {
         assert!(journal.reader().entry(last).await.unwrap().is_some(), "the chain's end stays");
     }
     journal.close().await.unwrap();
+    // Neither do the lists by which they were found.
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&log.path);
+    let mut conn = sqlx::sqlite::SqliteConnection::connect_with(&options).await.unwrap();
+    let sql =
+        "SELECT (SELECT count(*) FROM audit_times), (SELECT count(DISTINCT idx) FROM audit_lookup)";
+    let left: (i64, i64) = sqlx::query_as(sql).fetch_one(&mut conn).await.unwrap();
+    assert!(left.0 <= 2 && left.1 <= 512, "{left:?}");
+    conn.close().await.unwrap();
     let whole = Log::with_entries(8 * 600).await;
     let size = |log: &Log| std::fs::metadata(&log.path).unwrap().len();
     assert!(size(&log) * 3 < size(&whole), "{} of {}", size(&log), size(&whole));
