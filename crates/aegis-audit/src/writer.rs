@@ -142,7 +142,9 @@ async fn main(
             return;
         }
     };
-    let mut ticks = tokio::time::interval(interval.max(Duration::from_millis(1)));
+    let interval = interval.max(Duration::from_millis(1));
+    // Not at once: opening has signed a checkpoint.
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut commands = Vec::with_capacity(MAX_BATCH);
     loop {
