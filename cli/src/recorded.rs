@@ -3,7 +3,7 @@
 
 use aegis_audit::{Entry, Outcome};
 use aegis_core::{
-    AgentId,
+    AgentId, Digest,
     action::Action,
     decision::{Reason, Verdict},
 };
@@ -71,9 +71,8 @@ pub(crate) fn action(entry: &Entry) -> Option<Action> {
     })
 }
 
-/// Whether the record holds all of the action that was decided on: its digest comes out again.
-pub(crate) fn is_whole(entry: &Entry, action: &Action, agent: &AgentId) -> bool {
-    let digest =
-        action.digest(agent, entry.action_text("endpoint")).map(|digest| digest.to_string());
-    digest.ok().as_deref() == entry.action_text("digest")
+/// The digest of the action that was decided on, if the record holds all of it: then it comes out again.
+pub(crate) fn whole(entry: &Entry, action: &Action, agent: &AgentId) -> Option<Digest> {
+    let digest = action.digest(agent, entry.action_text("endpoint")).ok()?;
+    (Some(digest.to_string().as_str()) == entry.action_text("digest")).then_some(digest)
 }

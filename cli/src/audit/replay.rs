@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use aegis_audit::{Entry, Filter, Kind, query::MAX_PAGE};
 use aegis_core::{
     AgentId,
-    action::{Action, Protocol},
+    action::Protocol,
     decision::Reason,
     input::{ActionInput, ContextInput, Input, PrincipalInput},
     policy::{Mode, Scope},
@@ -198,10 +198,10 @@ fn again(engine: &PolicyEngine, entry: &Entry) -> Result<Again, String> {
     else {
         return Err("it was refused before it was judged".to_owned());
     };
-    if !recorded::is_whole(entry, &action, &agent) {
+    let Some(digest) = recorded::whole(entry, &action, &agent) else {
         return Err("the ledger does not hold all of its arguments: they are redacted or left out"
             .to_owned());
-    }
+    };
     let reason = entry.reason.as_deref().unwrap_or_default();
     if entry.policies.is_empty()
         && reason != Reason::NoPolicyAllows.code()
@@ -219,7 +219,9 @@ fn again(engine: &PolicyEngine, entry: &Entry) -> Result<Again, String> {
         grade: Grade::of(facts.sensitivity),
     };
     let tier = tier.ok_or_else(missing)?;
-    let input = input(entry, &action, &agent, TrustScore::clamped(trust), risk, tier);
+    let trust = TrustScore::clamped(trust);
+    let seen = ActionInput::of(&action, entry.action_text("endpoint"), digest);
+    let input = input(entry, seen, &agent, trust, risk, tier);
     let preparatory = action.kind.is_preparatory();
     let evaluation = match preparatory {
         true => engine.may_prepare(&input, None),
@@ -234,7 +236,7 @@ fn again(engine: &PolicyEngine, entry: &Entry) -> Result<Again, String> {
 
 fn input<'a>(
     entry: &'a Entry,
-    action: &'a Action,
+    action: ActionInput<'a>,
     agent: &'a AgentId,
     trust: TrustScore,
     risk: Risk,
@@ -245,19 +247,8 @@ fn input<'a>(
         Protocol::Ide => Scope::Ide,
         _ => Scope::Mesh,
     };
-    let endpoint = entry.action_text("endpoint");
     Input {
-        action: ActionInput {
-            kind: action.kind,
-            protocol: action.protocol,
-            method: &action.method,
-            server: &action.server,
-            tool: action.tool.as_deref(),
-            resource: action.resource.as_deref(),
-            arguments: &action.arguments,
-            endpoint,
-            digest: action.digest(agent, endpoint).unwrap_or_else(|_| aegis_core::Digest::of(b"")),
-        },
+        action,
         principal: PrincipalInput {
             id: agent,
             name: agent.name(),

@@ -54,11 +54,13 @@ const REPLACED: &str = "\
     DROP INDEX audit_by_time; DROP INDEX audit_by_agent; DROP INDEX audit_by_rare_kind; \
     DROP INDEX audit_by_rare_result; DROP INDEX audit_by_decision;";
 
-fn is_rare_kind(kind: &str) -> bool {
+/// Whether entries are listed by this kind: those of the others are soon found anyway.
+pub(crate) fn is_rare_kind(kind: &str) -> bool {
     ![Kind::Decision, Kind::ServerRequest, Kind::Outcome].iter().any(|k| k.as_str() == kind)
 }
 
-fn is_rare_result(result: &str) -> bool {
+/// As [`is_rare_kind`], of results.
+pub(crate) fn is_rare_result(result: &str) -> bool {
     ![Outcome::Allow, Outcome::Success, Outcome::Recorded].iter().any(|r| r.as_str() == result)
 }
 

@@ -135,17 +135,10 @@ fn conditions(filter: &Filter, at: &str, postgres: bool) -> Conditions {
     all.add("e.kind =", filter.kind.map(|kind| Value::Text(kind.to_string())), "");
     all.add("e.result =", filter.result.map(|result| Value::Text(result.to_string())), "");
     // The conditions of the partial indexes, word for word: only then does Postgres use them.
-    if postgres
-        && !matches!(filter.kind, None | Some(Kind::Decision | Kind::ServerRequest | Kind::Outcome))
-    {
+    if postgres && filter.kind.is_some_and(|kind| lists::is_rare_kind(kind.as_str())) {
         all.also("e.kind NOT IN ('decision', 'server_request', 'outcome')");
     }
-    if postgres
-        && !matches!(
-            filter.result,
-            None | Some(Outcome::Allow | Outcome::Success | Outcome::Recorded)
-        )
-    {
+    if postgres && filter.result.is_some_and(|result| lists::is_rare_result(result.as_str())) {
         all.also("e.result NOT IN ('allow', 'success', 'recorded')");
     }
     all.add("e.reason =", text(&filter.reason), "");

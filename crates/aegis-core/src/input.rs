@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     AgentId, Digest, Timestamp,
-    action::{ActionKind, Protocol},
+    action::{Action, ActionKind, Protocol},
     capability::Capability,
     policy::Scope,
     risk::Risk,
@@ -56,6 +56,24 @@ pub struct ActionInput<'a> {
     pub arguments: &'a Value,
     /// The action's digest.
     pub digest: Digest,
+}
+
+impl<'a> ActionInput<'a> {
+    /// What policies see of `action`, which has this digest and goes to this endpoint.
+    #[must_use]
+    pub fn of(action: &'a Action, endpoint: Option<&'a str>, digest: Digest) -> Self {
+        Self {
+            kind: action.kind,
+            protocol: action.protocol,
+            method: &action.method,
+            server: &action.server,
+            tool: action.tool.as_deref(),
+            resource: action.resource.as_deref(),
+            endpoint,
+            arguments: &action.arguments,
+            digest,
+        }
+    }
 }
 
 /// `input.principal`

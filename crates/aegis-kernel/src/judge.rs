@@ -253,17 +253,7 @@ impl Judgement {
     ) -> Input<'a> {
         let (action, principal) = (request.action, request.context.principal);
         Input {
-            action: ActionInput {
-                kind: action.kind,
-                protocol: action.protocol,
-                method: &action.method,
-                server: &action.server,
-                tool: action.tool.as_deref(),
-                resource: action.resource.as_deref(),
-                endpoint: request.context.endpoint,
-                arguments: &action.arguments,
-                digest: self.decision.action,
-            },
+            action: ActionInput::of(action, request.context.endpoint, self.decision.action),
             principal: PrincipalInput {
                 id: &principal.id,
                 name: principal.id.name(),

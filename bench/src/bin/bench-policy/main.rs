@@ -95,6 +95,7 @@ impl Call {
                 server: "sqlite",
                 tool: Some("write_query"),
                 resource: None,
+                endpoint: None,
                 arguments: &self.arguments,
                 digest: self.digest,
             },

@@ -3,17 +3,12 @@
 
 use super::{
     Hook, HookError,
-    payload::{self, Payload, mcp_name},
+    payload::{self, Payload},
 };
 
 pub(super) fn read(mut payload: Payload) -> Result<Hook, HookError> {
-    match payload.text("hook_event_name")? {
-        "PreToolUse" => {}
-        "UserPromptSubmit" => return payload.prompt(),
-        _ => return Err(HookError::Event),
-    }
-    let tool = payload.text("tool_name")?.to_owned();
-    let input = payload.object("tool_input")?;
+    let before = payload.tool("hook_event_name", "PreToolUse", "UserPromptSubmit")?;
+    let Some((tool, input)) = before else { return payload.prompt() };
     // Newer releases name the server apart, as the user's configuration has it.
     if payload.has("mcp_server") {
         let server = payload::text(&payload.object("mcp_server")?, "name")?.to_owned();
@@ -28,12 +23,6 @@ pub(super) fn read(mut payload: Payload) -> Result<Hook, HookError> {
         "Write" | "Edit" | "MultiEdit" => payload.file(true, "file_path", input),
         "NotebookRead" => payload.file(false, "notebook_path", input),
         "NotebookEdit" => payload.file(true, "notebook_path", input),
-        other => match mcp_name(other) {
-            Some(names) => {
-                let (server, tool) = names?;
-                payload.mcp(server, tool, input)
-            }
-            None => payload.own(other, input),
-        },
+        other => payload.named(other, input),
     }
 }

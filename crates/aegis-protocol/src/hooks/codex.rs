@@ -3,26 +3,15 @@
 
 use super::{
     Hook, HookError, patch,
-    payload::{self, Payload, mcp_name},
+    payload::{self, Payload},
 };
 
 pub(super) fn read(mut payload: Payload) -> Result<Hook, HookError> {
-    match payload.text("hook_event_name")? {
-        "PreToolUse" => {}
-        "UserPromptSubmit" => return payload.prompt(),
-        _ => return Err(HookError::Event),
-    }
-    let tool = payload.text("tool_name")?.to_owned();
-    let input = payload.object("tool_input")?;
+    let before = payload.tool("hook_event_name", "PreToolUse", "UserPromptSubmit")?;
+    let Some((tool, input)) = before else { return payload.prompt() };
     match tool.as_str() {
         "Bash" => payload.shell(input),
         "apply_patch" => patch::read(&payload, payload::text(&input, "command")?),
-        other => match mcp_name(other) {
-            Some(names) => {
-                let (server, tool) = names?;
-                payload.mcp(server, tool, input)
-            }
-            None => payload.own(other, input),
-        },
+        other => payload.named(other, input),
     }
 }

@@ -7,13 +7,8 @@ use super::{
 };
 
 pub(super) fn read(mut payload: Payload) -> Result<Hook, HookError> {
-    match payload.text("hook_event_name")? {
-        "BeforeTool" => {}
-        "BeforeAgent" => return payload.prompt(),
-        _ => return Err(HookError::Event),
-    }
-    let tool = payload.text("tool_name")?.to_owned();
-    let input = payload.object("tool_input")?;
+    let before = payload.tool("hook_event_name", "BeforeTool", "BeforeAgent")?;
+    let Some((tool, input)) = before else { return payload.prompt() };
     if payload.has("mcp_context") {
         let context = payload.object("mcp_context")?;
         let (server, tool) =

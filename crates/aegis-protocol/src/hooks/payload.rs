@@ -12,6 +12,9 @@ use crate::{
 /// The longest path. PATH_MAX of Linux.
 const MAX_PATH: usize = 4096;
 
+/// A tool's name and its arguments.
+pub(super) type NamedTool = (String, Map<String, Value>);
+
 /// What a hook was told.
 pub(super) struct Payload {
     agent: Agent,
@@ -56,6 +59,25 @@ impl Payload {
             Value::Object(object) => Ok(object),
             _ => Err(HookError::Member { member, expected: "an object" }),
         }
+    }
+
+    /// The tool that is about to run, with its arguments; `None` before a prompt. The event stands in
+    /// `member`.
+    pub(super) fn tool(
+        &mut self,
+        member: &'static str,
+        before_tool: &str,
+        before_prompt: &str,
+    ) -> Result<Option<NamedTool>, HookError> {
+        let event = self.text(member)?;
+        if event == before_prompt {
+            return Ok(None);
+        }
+        if event != before_tool {
+            return Err(HookError::Event);
+        }
+        let tool = self.text("tool_name")?.to_owned();
+        Ok(Some((tool, self.object("tool_input")?)))
     }
 
     pub(super) fn prompt(&self) -> Result<Hook, HookError> {
@@ -121,6 +143,21 @@ impl Payload {
         self.mcp(self.agent.as_str(), tool, arguments)
     }
 
+    /// A tool that is named `mcp__SERVER__TOOL` if it is one of an MCP server, and the agent's own otherwise.
+    pub(super) fn named(
+        &self,
+        tool: &str,
+        arguments: Map<String, Value>,
+    ) -> Result<Hook, HookError> {
+        match mcp_name(tool) {
+            Some(names) => {
+                let (server, tool) = names?;
+                self.mcp(server, tool, arguments)
+            }
+            None => self.own(tool, arguments),
+        }
+    }
+
     /// The absolute path that the agent means: relative to its working folder, with `.` and `..` taken by
     /// their text, as these agents do.
     pub(super) fn path(&self, named: &str) -> Result<String, HookError> {
@@ -180,7 +217,7 @@ pub(super) fn text<'a>(
 }
 
 /// `mcp__SERVER__TOOL`, where the names leave one way to read it.
-pub(super) fn mcp_name(tool: &str) -> Option<Result<(&str, &str), HookError>> {
+fn mcp_name(tool: &str) -> Option<Result<(&str, &str), HookError>> {
     let (server, tool) = tool.strip_prefix("mcp__")?.split_once("__")?;
     // `a__b__c` is the tool `c` of `a__b` or the tool `b__c` of `a`; `a___b` is no better.
     let split = !tool.contains("__") && !tool.starts_with('_');

@@ -13,13 +13,8 @@ use super::{
 
 pub(super) fn read(mut payload: Payload) -> Result<Hook, HookError> {
     let named = if payload.has("hook_event_name") { "hook_event_name" } else { "hookEventName" };
-    match payload.text(named)? {
-        "PreToolUse" => {}
-        "UserPromptSubmit" => return payload.prompt(),
-        _ => return Err(HookError::Event),
-    }
-    let tool = payload.text("tool_name")?.to_owned();
-    let input = payload.object("tool_input")?;
+    let before = payload.tool(named, "PreToolUse", "UserPromptSubmit")?;
+    let Some((tool, input)) = before else { return payload.prompt() };
     match tool.as_str() {
         "run_in_terminal" | "runInTerminal" | "bash" => payload.shell(input),
         // Copilot's own tools, where it runs hooks in this form.
