@@ -66,7 +66,7 @@ pub(crate) fn action_members(request: &Request<'_>, digest: &str) -> Map<String,
     text("server", &action.server);
     text("digest", digest);
     if let Some(endpoint) = request.context.endpoint {
-        text("endpoint", endpoint);
+        text("endpoint", &redact::text(endpoint));
     }
     if let Some(tool) = &action.tool {
         text("tool", tool);

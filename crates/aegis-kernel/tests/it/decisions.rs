@@ -101,7 +101,10 @@ async fn what_has_the_shape_of_a_secret_stands_in_no_record_whatever_becomes_of_
     assert_eq!(reason(&domain, shaped("multiply")).await, Reason::NoPolicyAllows);
     assert_eq!(reason(&domain, shaped("ask")).await, Reason::ApprovalByPolicy);
     let action = shaped("add");
-    let request = domain.context().about(&action);
+    let endpoint = format!("8080/{key}/mcp");
+    let mut context = domain.context();
+    context.endpoint = Some(&endpoint);
+    let request = context.about(&action);
     domain.kernel.refuse_action(&request, None, Reason::ApprovalDenied).await.unwrap();
     let whole = serde_json::to_string(&domain.entries().await).unwrap();
     assert!(!whole.contains("AKIA"), "{whole}");
