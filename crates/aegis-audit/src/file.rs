@@ -3,17 +3,53 @@
 //! A file is looked at before SQLite touches it. The writer holds a lock on `<database>.lock` for as
 //! long as it lives; the lock file's content does not matter and it is never deleted, so no stale lock
 //! can be left behind.
+//!
+//! SQLite knows of other users of a database by the file locks of their processes, and a process loses all its locks
+//! of a file when it closes any descriptor of it (fcntl(2), "record locks"). The last user to leave deletes the
+//! write-ahead log. So a database that this process writes ([`Held`]) is opened by SQLite alone, which knows.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
 
 use crate::read::APPLICATION_ID;
 use crate::store::StoreError;
 
-/// Checks that a file is a SQLite database of ours before SQLite touches it.
+/// Device and inode of the databases that this process writes.
+static HELD: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino()))
+}
+
+/// A database that this process writes: while this lives, nothing but SQLite opens the file.
+#[derive(Debug)]
+pub(crate) struct Held((u64, u64));
+
+impl Held {
+    pub(crate) fn new(path: &Path) -> Result<Self, StoreError> {
+        let file = identity(path).map_err(|e| StoreError::file(path, &e))?;
+        HELD.lock().insert(file);
+        Ok(Self(file))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        HELD.lock().remove(&self.0);
+    }
+}
+
+/// Checks that a file is a SQLite database of ours before SQLite touches it. One that this process
+/// writes has been checked.
 pub(crate) fn check_file(path: &Path) -> Result<(), StoreError> {
+    if identity(path).is_ok_and(|file| HELD.lock().contains(&file)) {
+        return Ok(());
+    }
     let text = path.display().to_string();
     let mut file = match File::open(path) {
         Ok(file) => file,

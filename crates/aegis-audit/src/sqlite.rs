@@ -16,7 +16,7 @@ use rusqlite::{
     Connection, OpenFlags, OptionalExtension as _, Transaction, TransactionBehavior, params,
 };
 
-use crate::file::{beside, check_file, lock, sync_folder};
+use crate::file::{Held, beside, check_file, lock, sync_folder};
 use crate::flush::{FLUSH_BY_FORCE, Flusher};
 use crate::lists;
 use crate::read::APPLICATION_ID;
@@ -125,6 +125,7 @@ pub(crate) struct SqliteStore {
     epoch: i64,
     source: i64,
     flusher: Flusher,
+    _held: Held,
     _lock: File,
 }
 
@@ -133,6 +134,7 @@ impl SqliteStore {
     pub(crate) fn open(path: &Path, verifier: &str, source: &str) -> Result<Self, StoreError> {
         let lock = lock(path)?;
         prepare_file(path, verifier)?;
+        let held = Held::new(path)?;
         let place = Location::Sqlite(path.to_owned());
         let mut conn = connect(path).map_err(|e| StoreError::sqlite(&place, &e))?;
         let (epoch, source) = begin(&mut conn, &place, verifier, source)?;
@@ -143,6 +145,7 @@ impl SqliteStore {
             conn,
             epoch,
             source,
+            _held: held,
             _lock: lock,
         })
     }

@@ -20,3 +20,4 @@ mod postgres;
 mod query;
 #[cfg(test)]
 mod server;
+mod stranger;
