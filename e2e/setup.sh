@@ -198,8 +198,9 @@ install_opa() {
 
 cargo_install() {
   need cargo "install Rust by https://rustup.rs"
-  # A target folder of its own: a build of the workspace would otherwise wait for it.
-  (cd "$HERE" && CARGO_TARGET_DIR="$TOOLS/build-$1" cargo install --locked --root "$CACHE" --version "$2" "$1")
+  # A target folder of its own: a build of the workspace would otherwise wait for it. Unoptimised: what these two do
+  # takes seconds, and to optimise them took minutes of every first run.
+  (cd "$HERE" && CARGO_TARGET_DIR="$TOOLS/build-$1" CARGO_PROFILE_DEV_DEBUG=0 cargo install --debug --locked --root "$CACHE" --version "$2" "$1")
   rm -rf "$TOOLS/build-$1"
 }
 

@@ -167,7 +167,7 @@ async fn health_and_metrics_show_the_log() {
     for line in [
         "aegis_ledger_entries 4",
         "aegis_ledger_signed_entries 4",
-        "aegis_ledger_appended_entries_total 3",
+        "aegis_ledger_appended_entries_total 4",
         "aegis_ledger_failed_entries_total 0",
     ] {
         assert!(metrics.lines().any(|l| l == line), "{line} in {metrics}");

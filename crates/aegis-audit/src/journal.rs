@@ -101,7 +101,7 @@ pub struct Observed<'a> {
     pub draft: &'a Draft,
 }
 
-/// Sees every committed entry, in order, on the writer's thread: keep it short.
+/// Sees every durable entry, in order, on a thread of the journal: keep it short.
 pub type Observer = Box<dyn FnMut(&Observed<'_>) + Send>;
 
 /// A ledger elsewhere that has to have an entry before it counts as recorded: this journal's disk

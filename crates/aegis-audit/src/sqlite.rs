@@ -1,7 +1,8 @@
-//! The log in a SQLite file: WAL, `synchronous=FULL`, mode 0600, one writer ([`crate::file`]).
+//! The log in a SQLite file: WAL, mode 0600, one writer ([`crate::file`]).
 //!
-//! A commit is one `fsync` of the write-ahead log. The writer's thread calls SQLite itself, with
-//! prepared statements and borrowed values: what is left is SQLite's own work. Copying the
+//! A commit is durable after an `fdatasync` of the write-ahead log ([`Wal::sync`]), which SQLite leaves to us
+//! (`synchronous=NORMAL`, sqlite.org/pragma.html): with `FULL` it would do the same, within the commit. The writer's
+//! thread calls SQLite itself, with prepared statements and borrowed values: what is left is SQLite's own work. Copying the
 //! write-ahead log into the database (SQLite's own "checkpoint") runs on another connection, off the
 //! append path ([`crate::flush`]), because it is what makes the tail of commit times.
 
@@ -10,8 +11,11 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rusqlite::{
     Connection, OpenFlags, OptionalExtension as _, Transaction, TransactionBehavior, params,
 };
@@ -116,6 +120,33 @@ fn fill(conn: &mut Connection, verifier: &str) -> rusqlite::Result<()> {
     tx.commit()
 }
 
+/// The write-ahead log, as far as it has to be synced.
+#[derive(Clone, Debug)]
+pub(crate) struct Wal {
+    path: PathBuf,
+    file: Arc<Mutex<File>>,
+    /// A sync failed: the disk may lack what was committed, and a later sync that succeeds would not say so.
+    unsure: Arc<AtomicBool>,
+}
+
+impl Wal {
+    /// SQLite has it open already; this one is only synced. It makes it durable that the file is there, too.
+    fn open(database: &Path) -> Result<Self, StoreError> {
+        let path = beside(database, "-wal");
+        let file = File::open(&path).map_err(|e| StoreError::file(&path, &e))?;
+        sync_folder(&path).map_err(|e| StoreError::file(&path, &e))?;
+        Ok(Self { path, file: Arc::new(Mutex::new(file)), unsure: Arc::default() })
+    }
+
+    /// Makes durable what was committed before.
+    pub(crate) fn sync(&self) -> Result<(), StoreError> {
+        self.file.lock().sync_data().map_err(|error| {
+            self.unsure.store(true, Ordering::Relaxed);
+            StoreError::file(&self.path, &error)
+        })
+    }
+}
+
 /// The writer's side of a SQLite log.
 #[derive(Debug)]
 pub(crate) struct SqliteStore {
@@ -124,6 +155,7 @@ pub(crate) struct SqliteStore {
     conn: Connection,
     epoch: i64,
     source: i64,
+    wal: Wal,
     flusher: Flusher,
     _held: Held,
     _lock: File,
@@ -140,6 +172,7 @@ impl SqliteStore {
         let (epoch, source) = begin(&mut conn, &place, verifier, source)?;
         Ok(Self {
             path: path.to_owned(),
+            wal: Wal::open(path)?,
             flusher: Flusher::new(path.to_owned()),
             place,
             conn,
@@ -158,7 +191,11 @@ impl SqliteStore {
         StoreError::Fenced { place: self.place.to_string() }
     }
 
-    /// Writes a batch in one durable transaction, or nothing.
+    pub(crate) const fn wal(&self) -> &Wal {
+        &self.wal
+    }
+
+    /// Writes a batch in one transaction, or nothing. It is durable after [`Wal::sync`].
     pub(crate) fn commit(&mut self, batch: &Batch<'_>) -> Result<(), StoreError> {
         if self.flusher.pending() > FLUSH_BY_FORCE {
             self.flusher.flush_on(&self.conn);
@@ -238,7 +275,29 @@ impl SqliteStore {
         let sql = "SELECT epoch FROM audit_head WHERE id = 1";
         let epoch: i64 =
             self.conn.query_row(sql, (), |row| row.get(0)).map_err(|e| self.failed(&e))?;
-        if epoch == self.epoch { Ok(()) } else { Err(self.fenced()) }
+        if epoch != self.epoch {
+            return Err(self.fenced());
+        }
+        if self.wal.unsure.load(Ordering::Relaxed) {
+            self.copy_all()?;
+            self.wal.unsure.store(false, Ordering::Relaxed);
+        }
+        *self.wal.file.lock() =
+            File::open(&self.wal.path).map_err(|e| StoreError::file(&self.wal.path, &e))?;
+        Ok(())
+    }
+
+    /// Copies all of the write-ahead log into the database, which SQLite syncs.
+    fn copy_all(&self) -> Result<(), StoreError> {
+        let (log, copied): (i64, i64) = self
+            .conn
+            .query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |row| Ok((row.get(1)?, row.get(2)?)))
+            .map_err(|e| self.failed(&e))?;
+        if log == copied {
+            return Ok(());
+        }
+        let why = "a sync failed, and a reader keeps it from being written anew".to_owned();
+        Err(StoreError::Unavailable { place: self.place.to_string(), why })
     }
 
     pub(crate) fn save_checkpoint(&self, size: u64, note: &str) -> Result<(), StoreError> {
@@ -311,7 +370,7 @@ pub(crate) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let conn = Connection::open_with_flags(path, WRITING)?;
     conn.busy_timeout(Duration::from_secs(10))?;
     conn.execute_batch(
-        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; \
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON; \
          PRAGMA wal_autocheckpoint = 0; PRAGMA secure_delete = ON",
     )?;
     // Kept at the length it reaches between two starts over: writing within a file costs the disk

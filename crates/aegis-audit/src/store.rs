@@ -65,7 +65,7 @@ impl fmt::Debug for Location {
 }
 
 /// Why a store cannot be opened, read or written.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
     /// The file is something else.
     #[error("{path} is not an Aegis audit log: {why}; name another file, or move this one away")]

@@ -1,9 +1,10 @@
 //! The writer thread: takes what is queued, chains and hashes it, commits it in one transaction.
 //!
 //! The tree in memory moves only when the store has committed, so a failed transaction leaves
-//! nothing behind. After a failure the connection is opened anew and the tree is read back, because
-//! a commit whose sync failed may still have happened.
+//! nothing behind. Callers hear of it once it is durable ([`durable`]). After a failure the connection is opened anew
+//! and the tree is read back, because a commit whose sync failed may still have happened.
 
+mod durable;
 mod import;
 
 use std::path::PathBuf;
@@ -19,14 +20,13 @@ use tokio::time::MissedTickBehavior;
 use crate::checkpoint::{self, Head};
 use crate::entry::{Draft, Kind, Outcome};
 use crate::file::beside;
-use crate::journal::{
-    AppendError, Command, Committed, Counters, Observed, Observer, Options, Pending,
-};
+use crate::journal::{AppendError, Command, Committed, Counters, Options, Pending};
 use crate::note::Signer;
 use crate::postgres::PostgresStore;
 use crate::read::Reader;
 use crate::sqlite::SqliteStore;
 use crate::store::{Batch, Location, Row, SourceHead, StoreError, Tree};
+use crate::writer::durable::{Announcer, Durable, Written};
 use crate::{tile, tree, witness};
 
 /// The most entries in one transaction.
@@ -52,6 +52,14 @@ impl Store {
         match self {
             Self::Sqlite(store) => store.reconnect(),
             Self::Postgres(store) => store.reconnect().await,
+        }
+    }
+
+    /// Makes durable what was committed.
+    fn sync(&mut self) -> Result<(), StoreError> {
+        match self {
+            Self::Sqlite(store) => store.wal().sync(),
+            Self::Postgres(_) => Ok(()),
         }
     }
 
@@ -202,9 +210,9 @@ struct Writer {
     stale: bool,
     /// Set once another sequencer has taken over.
     fenced: bool,
-    observers: Vec<Observer>,
+    durable: Durable,
     counters: Arc<Counters>,
-    head: watch::Sender<Head>,
+    head: Arc<watch::Sender<Head>>,
     checkpoint: watch::Sender<Arc<str>>,
 }
 
@@ -237,6 +245,23 @@ impl Writer {
         let signed =
             check_remembered(&reader, &options.signer, saved.as_ref(), &options.witnesses).await?;
         let (head, head_seen) = watch::channel(tree.head());
+        let head = Arc::new(head);
+        let announcer = Announcer {
+            source: options.source.clone(),
+            head: Arc::clone(&head),
+            observers: options.observers,
+            counters: Arc::clone(&counters),
+        };
+        let durable = match &store {
+            Store::Postgres(_) => Durable::Here(announcer),
+            Store::Sqlite(store) => {
+                let wal = store.wal().clone();
+                Durable::synced(announcer, Box::new(move || wal.sync())).map_err(|error| {
+                    let why = format!("cannot start the thread that syncs it: {error}");
+                    StoreError::Unavailable { place: place.to_string(), why }
+                })?
+            }
+        };
         let note = reader.checkpoint().await?.unwrap_or_default();
         let (checkpoint, checkpoint_seen) = watch::channel(note.into());
         let mut writer = Self {
@@ -252,7 +277,7 @@ impl Writer {
             signed,
             stale: false,
             fenced: false,
-            observers: options.observers,
+            durable,
             counters,
             head,
             checkpoint,
@@ -270,9 +295,7 @@ impl Writer {
             detail.insert("gap".into(), json!("the journal had not been closed"));
         }
         self.commit_own(Kind::JournalOpened, detail).await.map_err(|error| match error {
-            AppendError::Store(error) => Arc::try_unwrap(error).unwrap_or_else(|error| {
-                StoreError::Unavailable { place: self.place.to_string(), why: error.to_string() }
-            }),
+            AppendError::Store(error) => Arc::unwrap_or_clone(error),
             error => {
                 StoreError::Unavailable { place: self.place.to_string(), why: error.to_string() }
             }
@@ -294,7 +317,8 @@ impl Writer {
         detail: Map<String, Value>,
     ) -> Result<(), AppendError> {
         let own = self.own(kind, detail)?;
-        self.try_commit(&[own]).await.map(drop).map_err(|e| AppendError::Store(Arc::new(e)))
+        self.commit(vec![own]).await?;
+        self.durable.settle().map_err(AppendError::Store)
     }
 
     /// Carries out what was taken from the queue; whether the journal is to end.
@@ -306,14 +330,13 @@ impl Writer {
                 Command::Append(pending) => batch.push(*pending),
                 Command::Import(import) => imports.push(import),
                 Command::Checkpoint(reply) => {
-                    self.commit(std::mem::take(&mut batch)).await;
+                    let _ = self.commit(std::mem::take(&mut batch)).await;
                     let signed = self.sign().await;
                     let _ = reply.send(signed.map_err(|e| AppendError::Store(Arc::new(e))));
                 }
                 Command::EraseSalts(indices, reply) => {
-                    self.commit(std::mem::take(&mut batch)).await;
-                    let erased = self.store.erase_salts(&indices).await;
-                    let _ = reply.send(erased.map_err(|e| AppendError::Store(Arc::new(e))));
+                    let _ = self.commit(std::mem::take(&mut batch)).await;
+                    let _ = reply.send(self.erase_salts(&indices).await);
                 }
                 Command::Forget(below) => {
                     if let Err(error) = self.store.forget(below) {
@@ -323,7 +346,7 @@ impl Writer {
                 Command::Close(reply) => closing.push(reply),
             }
         }
-        self.commit(batch).await;
+        let _ = self.commit(batch).await;
         self.import(imports).await;
         if closing.is_empty() {
             return false;
@@ -333,6 +356,11 @@ impl Writer {
             let _ = reply.send(closed.clone());
         }
         true
+    }
+
+    async fn erase_salts(&mut self, indices: &[u64]) -> Result<u64, AppendError> {
+        self.settle().map_err(AppendError::Store)?;
+        self.store.erase_salts(indices).await.map_err(|e| AppendError::Store(Arc::new(e)))
     }
 
     async fn finish(&mut self) -> Result<(), AppendError> {
@@ -355,10 +383,11 @@ impl Writer {
         }
     }
 
-    /// Signs the committed head. The note is remembered outside the database before anybody sees
+    /// Signs the durable head. The note is remembered outside the database before anybody sees
     /// it; a head below the last one that was remembered is never signed.
     async fn sign(&mut self) -> Result<String, StoreError> {
         self.refresh().await?;
+        self.settle().map_err(Arc::unwrap_or_clone)?;
         let head = self.tree.head();
         let place = self.place.to_string();
         if head.size < self.signed {
@@ -383,10 +412,15 @@ impl Writer {
         self.fenced |= matches!(error, StoreError::Fenced { .. });
     }
 
-    /// Commits a batch and answers its callers.
-    async fn commit(&mut self, mut batch: Vec<Pending>) {
+    /// Waits until all that was committed is durable.
+    fn settle(&mut self) -> Result<(), Arc<StoreError>> {
+        self.durable.settle().inspect_err(|error| self.failed(error))
+    }
+
+    /// Commits a batch; its callers are answered once it is durable, or told at once that it will not be.
+    async fn commit(&mut self, mut batch: Vec<Pending>) -> Result<(), AppendError> {
         if batch.is_empty() {
-            return;
+            return Ok(());
         }
         let lost = self.counters.unrecorded_gap.swap(0, Ordering::Relaxed);
         if lost > 0 {
@@ -398,29 +432,17 @@ impl Writer {
             }
         }
         let started = Instant::now();
-        match self.try_commit(&batch).await {
-            Ok(committed) => {
-                self.counters.batch(committed.len() as u64, started.elapsed());
-                for (pending, committed) in batch.into_iter().zip(committed) {
-                    if let Some(reply) = pending.reply {
-                        let _ = reply.send(Ok(committed));
-                    }
-                }
+        let sequence = self.chain.sequence + 1;
+        match self.write(&batch).await {
+            Ok(places) => {
+                let head = self.tree.head();
+                self.durable.take(Written { batch, places, sequence, head, lost, started });
+                Ok(())
             }
             Err(error) => {
-                tracing::error!(%error, entries = batch.len(), "audit entries were not recorded");
-                self.counters.unrecorded_gap.fetch_add(lost, Ordering::Relaxed);
-                self.counters.failed.fetch_add(batch.len() as u64, Ordering::Relaxed);
                 let error = Arc::new(error);
-                for pending in batch {
-                    match pending.reply {
-                        Some(reply) => {
-                            drop(reply.send(Err(AppendError::Store(Arc::clone(&error)))))
-                        }
-                        None if pending.draft.kind == Kind::Gap => {}
-                        None => self.counters.lost(1),
-                    }
-                }
+                durable::refuse(&self.counters, batch, lost, &error);
+                Err(AppendError::Store(error))
             }
         }
     }
@@ -429,6 +451,10 @@ impl Writer {
     async fn refresh(&mut self) -> Result<(), StoreError> {
         if self.fenced {
             return Err(StoreError::Fenced { place: self.place.to_string() });
+        }
+        if self.durable.is_broken() {
+            // Whoever waited has been told.
+            let _ = self.settle();
         }
         if !self.stale {
             return Ok(());
@@ -446,7 +472,7 @@ impl Writer {
     }
 
     /// Chains, hashes and commits; the state in memory moves only on success.
-    async fn try_commit(&mut self, batch: &[Pending]) -> Result<Vec<Committed>, StoreError> {
+    async fn write(&mut self, batch: &[Pending]) -> Result<Vec<Committed>, StoreError> {
         self.refresh().await?;
         let (mut tree, mut chain) = (self.tree.clone(), self.chain.clone());
         let from = tree.frontier.size();
@@ -475,17 +501,7 @@ impl Writer {
             self.failed(&error);
             return Err(error);
         }
-        let first = self.chain.sequence + 1;
         (self.tree, self.chain) = (tree, chain);
-        self.head.send_replace(head);
-        for ((pending, committed), sequence) in batch.iter().zip(&committed).zip(first..) {
-            let Committed { index, leaf } = *committed;
-            let seen =
-                Observed { index, leaf, source: &self.source, sequence, draft: &pending.draft };
-            for observer in &mut self.observers {
-                observer(&seen);
-            }
-        }
         Ok(committed)
     }
 }

@@ -126,6 +126,8 @@ impl Writer {
         if accepted.is_empty() {
             return Ok(());
         }
+        // What is announced below stands behind everything before it.
+        self.settle().map_err(Arc::unwrap_or_clone)?;
         let mut tree = self.tree.clone();
         let from = tree.frontier.size();
         let (mut rows, mut tiles, mut salts) = (Vec::new(), Vec::new(), Vec::new());
@@ -149,7 +151,7 @@ impl Writer {
         let count = rows.len() as u64;
         let write = Batch { from, head, rows, tiles, salts };
         let started = Instant::now();
-        if let Err(error) = self.store.commit(&write).await {
+        if let Err(error) = self.store.commit(&write).await.and_then(|()| self.store.sync()) {
             self.failed(&error);
             return Err(error);
         }

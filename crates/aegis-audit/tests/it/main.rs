@@ -20,4 +20,5 @@ mod postgres;
 mod query;
 #[cfg(test)]
 mod server;
+#[cfg(test)]
 mod stranger;
