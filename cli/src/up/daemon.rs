@@ -134,9 +134,8 @@ impl Daemon {
         let doors = kernel::doors(args, &sockets).await?;
         let (book, observer) = trust_book();
         let (feed, tells) = feed();
-        let exports = telemetry.logger().map(aegis_sidecar::records::records);
-        let observers = [observer, tells].into_iter().chain(exports).collect();
-        let (journal, location) = opening::open_journal(args, observers).await?;
+        let observers = vec![observer, tells];
+        let (journal, location) = opening::open_journal(args, telemetry, observers).await?;
         let compiler =
             Compiler::new(Opa::locate()?, Some(ModuleCache::open(args.state.join("policies"))?));
         let authority = identity::open(&args.state.join("ca"), &args.trust_domain, &journal)?;

@@ -253,6 +253,7 @@ async fn what_goes_wrong_is_told_and_nothing_that_was_said() {
     let live = Live::start_in(collector.environment(), &document, &[]).await;
     for (tool, name, kind, reason) in [
         ("never", "tools/call", "policy_denied", "policy_denied"),
+        ("absent", "tools/call", "tool_unknown", "tool_unknown"),
         ("fail", "tools/call fail", "tool_error", "policy_allowed"),
         ("break", "tools/call break", "-32603", "policy_allowed"),
     ] {
