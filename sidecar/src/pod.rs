@@ -79,15 +79,25 @@ struct Joined {
 /// # Errors
 /// When the options cannot be used, a port is taken, or the journal cannot be opened.
 pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()> {
-    let (ports, keys, node) = (options.ports()?, options.operator_keys()?, options.node()?);
     let telemetry = Telemetry::from_env("aegis-sidecar");
+    let ran = enforce(options, &telemetry, stop).await;
+    telemetry.end().await;
+    ran
+}
+
+async fn enforce(
+    options: Options,
+    telemetry: &Telemetry,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let (ports, keys, node) = (options.ports()?, options.operator_keys()?, options.node()?);
     let (admin, registry, asked) = (Admin::default(), Registry::new(), Asked::default());
     admin.serve(listeners(options.health_port, Reach::Everywhere)?, registry.clone(), &asked);
     let outbound = listeners(options.outbound_port, Reach::Pod)?;
     let inbound = listeners(options.inbound_port, Reach::Everywhere)?;
     let Some(joined) = join(&options, &admin, &stop).await? else { return Ok(()) };
     let (tasks, following) = (TaskTracker::new(), CancellationToken::new());
-    let (kernel, shipping) = kernel(&options, &telemetry, &joined, &tasks, &following).await?;
+    let (kernel, shipping) = kernel(&options, telemetry, &joined, &tasks, &following).await?;
     let Joined { authority, source, agent } = joined;
     let (client, followed, until) = (authority.clone(), Arc::clone(&source), following.clone());
     tasks.spawn(async move { client.follow(&followed, until).await });
@@ -149,7 +159,6 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     following.cancel();
     tasks.close();
     let _ = aegis_runtime::drained(tasks.wait(), LAST_ENTRIES).await;
-    telemetry.end().await;
     Ok(())
 }
 

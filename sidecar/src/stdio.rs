@@ -57,7 +57,7 @@ enum Later {
     /// For a human.
     Held(Held),
     /// For the server to list its tools.
-    Unlisted(Box<Pending>),
+    Unlisted(Pending),
 }
 
 impl Ask for Session {
@@ -150,7 +150,7 @@ impl Session {
                 let (caller, held) = self.take(caller, step).await?;
                 Some((caller, Later::Held(held)))
             }
-            Governed::Unlisted(pending) => Some((caller, Later::Unlisted(pending))),
+            Governed::Unlisted(pending) => Some((caller, Later::Unlisted(*pending))),
         }
     }
 
@@ -176,7 +176,7 @@ impl Session {
             Later::Unlisted(pending) => {
                 let learned = self.learn(pending.era()).await;
                 let transport = Transport::Stdio;
-                let step = self.route.govern_listed(&caller, transport, *pending, learned).await;
+                let step = self.route.govern_listed(&caller, transport, pending, learned).await;
                 self.take(caller, step).await
             }
         };
