@@ -134,15 +134,13 @@ impl Daemon {
         let doors = kernel::doors(args, &sockets).await?;
         let (book, observer) = trust_book();
         let (feed, tells) = feed();
-        let observers = vec![observer, tells];
-        let (journal, location) = opening::open_journal(args, telemetry, observers).await?;
+        let (journal, location) = opening::open_journal(args, telemetry, [observer, tells]).await?;
         let compiler =
             Compiler::new(Opa::locate()?, Some(ModuleCache::open(args.state.join("policies"))?));
         let authority = identity::open(&args.state.join("ca"), &args.trust_domain, &journal)?;
         let state = configuration.state.clone();
         let kernel = opening::start_kernel(args, journal, book, state, &authority).await?;
-        let metrics = Registry::new();
-        let attest = Arc::new(LocalAttest::default());
+        let (metrics, attest) = (Registry::new(), Arc::new(LocalAttest::default()));
         let shared = Arc::new(Shared {
             kernel: Arc::clone(&kernel),
             attest: Arc::clone(&attest) as Arc<dyn Attest>,

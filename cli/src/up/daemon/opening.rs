@@ -177,7 +177,7 @@ pub(in crate::up) fn bind_socket(path: &Path, shared: bool) -> anyhow::Result<Un
 pub(super) async fn open_journal(
     args: &Args,
     telemetry: &Telemetry,
-    observers: Vec<aegis_audit::Observer>,
+    observers: [aegis_audit::Observer; 2],
 ) -> anyhow::Result<(Journal, Location)> {
     let location = match &args.ledger {
         Some(place) => match place.parse::<Location>() {
