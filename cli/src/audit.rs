@@ -2,6 +2,7 @@
 
 mod check_proof;
 mod export;
+mod ocsf;
 mod prove;
 mod query;
 mod replay;

@@ -14,7 +14,7 @@ mod service;
 use std::{net::SocketAddr, path::PathBuf};
 
 use aegis_core::TrustDomain;
-use aegis_runtime::LogFormat;
+use aegis_runtime::{LogFormat, telemetry::Telemetry};
 use anyhow::Context as _;
 use clap::{Args as ClapArgs, ValueEnum};
 
@@ -108,7 +108,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         Logs::Json => LogFormat::Json,
     });
     let shutdown = aegis_runtime::shutdown_signal().context("cannot install signal handlers")?;
-    let daemon = Daemon::build(&args, shutdown.clone()).await?;
+    let telemetry = Telemetry::from_env("aegis");
+    let daemon = Daemon::build(&args, &telemetry, shutdown.clone()).await?;
     daemon.announce();
-    daemon.run(shutdown, std::time::Duration::from_secs(args.drain_seconds)).await
+    let ended = daemon.run(shutdown, std::time::Duration::from_secs(args.drain_seconds)).await;
+    telemetry.end().await;
+    ended
 }

@@ -88,6 +88,7 @@ pub(crate) async fn governed<B: RequestBody>(
             return boxed(respond::http(deny::refuse(&refusal)));
         }
     };
+    caller.span.begin_a2a(route, &caller, &head.headers, &request);
     if !is_own(route, &caller, &request) {
         route.refuse(&caller, request.action(), None, Reason::TaskUnknown).await;
         return boxed(respond::http(deny::task_not_found(&request.asked().form)));
@@ -255,8 +256,9 @@ impl Call {
             return Err((Reason::UpstreamUnavailable, exchange));
         };
         let timeout = Duration::from_secs(route.spec.limits.answer_timeout_secs.into());
-        let (method, path, headers) =
+        let (method, path, mut headers) =
             (self.method.clone(), self.path.clone(), self.headers.clone());
+        self.caller.span.pass_on(&mut headers);
         match target.send_to(method, path, headers, (bytes, told), timeout).await {
             Ok(response) => Ok((response, exchange)),
             Err(reason) => Err((reason, exchange)),

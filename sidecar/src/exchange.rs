@@ -30,6 +30,7 @@ use tokio::sync::watch;
 use crate::{
     respond,
     route::{Caller, Key, Route, server_request},
+    span::Failed,
 };
 
 mod agent;
@@ -411,7 +412,8 @@ impl Exchange {
         let Some(receipt) = &mut self.receipt else { return Ok(()) };
         if matches!(receipt.record, Record::Pending(_)) {
             let record = std::mem::replace(&mut receipt.record, Record::Buffered);
-            record.settle().await.map_err(|_| Reason::RecordFailed)?;
+            let index = record.settle().await.map_err(|_| Reason::RecordFailed)?;
+            self.caller.span.recorded(index);
         }
         Ok(())
     }
@@ -491,9 +493,26 @@ impl Exchange {
     /// Writes the one outcome. Later calls do nothing.
     pub async fn conclude(&mut self, result: Ended, reason: Option<Reason>, status: Option<i64>) {
         let Some(receipt) = self.receipt.take() else { return };
+        self.caller.span.concluded(result, self.failed(result, reason, status));
         let ending = self.ending(result, reason, status);
         if let Err(error) = self.route.kernel().conclude(&receipt, &ending).await {
             tracing::error!(%error, "an outcome could not be recorded");
+        }
+    }
+
+    /// What went wrong, as a span says it.
+    fn failed(&self, result: Ended, reason: Option<Reason>, status: Option<i64>) -> Option<Failed> {
+        match (reason, status) {
+            (Some(reason), _) => Some(Failed::By(reason)),
+            (None, Some(code))
+                if result == Ended::Failure && self.agent.is_none() && self.answered =>
+            {
+                Some(Failed::Rpc(code))
+            }
+            (None, Some(code)) => (result == Ended::Failure).then_some(Failed::Status(code)),
+            (None, None) if result != Ended::Failure => None,
+            (None, None) if self.method == Some(ClientMethod::ToolsCall) => Some(Failed::Tool),
+            (None, None) => Some(Failed::Otherwise),
         }
     }
 

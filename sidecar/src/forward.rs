@@ -314,12 +314,13 @@ pub async fn forward(
     route: &Arc<Route>,
     caller: &Caller,
     permit: Permit<ClientMessage>,
-    headers: HeaderMap,
+    mut headers: HeaderMap,
 ) -> Result<(Response<Incoming>, Exchange), (Reason, Exchange)> {
     let told = Told::of(permit.receipt());
     let (bytes, exchange) = Exchange::open(Arc::clone(route), caller.clone(), permit);
     let timeout = Duration::from_secs(route.spec.limits.answer_timeout_secs.into());
     let Some(target) = &route.target else { return Err((Reason::UpstreamUnavailable, exchange)) };
+    caller.span.pass_on(&mut headers);
     match target.send_told(Method::POST, headers, bytes, told, timeout).await {
         Ok(response) => Ok((response, exchange)),
         Err(reason) => Err((reason, exchange)),

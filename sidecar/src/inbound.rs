@@ -168,7 +168,8 @@ pub(crate) async fn governed<B: RequestBody>(
         return refuse(route, &request, Reason::IdentityUnknown);
     };
     if route.spec.protocol == UpstreamProtocol::A2a {
-        return a2a::governed(route, Caller { principal, session: None, grant }, request).await;
+        let caller = Caller { principal, session: None, grant, span: route.span() };
+        return a2a::governed(route, caller, request).await;
     }
     let session = match one(request.headers(), SESSION) {
         Ok(session) => session.map(str::to_owned),
@@ -183,7 +184,7 @@ pub(crate) async fn governed<B: RequestBody>(
         route.kernel().refuse(&principal, &route.name, reason, told).await;
         return boxed(respond::http(respond::plain(respond::status_of(reason), reason)));
     }
-    let caller = Caller { principal, session, grant };
+    let caller = Caller { principal, session, grant, span: route.span() };
     let metadata = |target| oauth::is_metadata(target, request.uri().path());
     if request.method() == Method::GET && route.target.as_ref().is_some_and(metadata) {
         return oauth::serve(route, &caller, request.uri().path()).await;

@@ -25,6 +25,7 @@ use aegis_identity::{SvidSource, source::random_jitter, system_clock};
 use aegis_kernel::{Kernel, State, trust_book};
 use aegis_mesh::{Authority, AuthorityConfig, channel};
 use aegis_policy::PolicyEngine;
+use aegis_runtime::telemetry::Telemetry;
 use anyhow::Context as _;
 use prometheus::Registry;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -78,6 +79,17 @@ struct Joined {
 /// # Errors
 /// When the options cannot be used, a port is taken, or the journal cannot be opened.
 pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()> {
+    let telemetry = Telemetry::from_env("aegis-sidecar");
+    let ran = enforce(options, &telemetry, stop).await;
+    telemetry.end().await;
+    ran
+}
+
+async fn enforce(
+    options: Options,
+    telemetry: &Telemetry,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let (ports, keys, node) = (options.ports()?, options.operator_keys()?, options.node()?);
     let (admin, registry, asked) = (Admin::default(), Registry::new(), Asked::default());
     admin.serve(listeners(options.health_port, Reach::Everywhere)?, registry.clone(), &asked);
@@ -85,7 +97,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let inbound = listeners(options.inbound_port, Reach::Everywhere)?;
     let Some(joined) = join(&options, &admin, &stop).await? else { return Ok(()) };
     let (tasks, following) = (TaskTracker::new(), CancellationToken::new());
-    let (kernel, shipping) = kernel(&options, &joined, &tasks, &following).await?;
+    let (kernel, shipping) = kernel(&options, telemetry, &joined, &tasks, &following).await?;
     let Joined { authority, source, agent } = joined;
     let (client, followed, until) = (authority.clone(), Arc::clone(&source), following.clone());
     tasks.spawn(async move { client.follow(&followed, until).await });
@@ -98,6 +110,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         attest: Arc::new(Nobody),
         refusals: Arc::new(Refusals::default()),
         metrics: Metrics::register(&registry)?,
+        tracer: telemetry.tracer(),
         reachable: Reachable::OtherHosts(node.as_slice().into()),
         drain: drain.clone(),
     });
@@ -176,13 +189,16 @@ async fn join(
 /// ledger.
 async fn kernel(
     options: &Options,
+    telemetry: &Telemetry,
     joined: &Joined,
     tasks: &TaskTracker,
     following: &CancellationToken,
 ) -> anyhow::Result<(Arc<Kernel>, Shipping)> {
     let (book, observer) = trust_book();
+    let exports = telemetry.logger().map(crate::records::records);
+    let observers = std::iter::once(observer).chain(exports).collect();
     let Joined { authority, source, agent } = joined;
-    let ledger = Ledger::open(options, agent, source, authority, observer).await?;
+    let ledger = Ledger::open(options, agent, source, authority, observers).await?;
     let journal = ledger.journal.clone();
     // Its first entries wait for the ledger too.
     let shipping = ledger.ship(tasks, following);

@@ -25,6 +25,7 @@ use aegis_protocol::{
     },
 };
 use aegis_resources::AgentUpstreamSpec;
+use aegis_runtime::telemetry::Tracer;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -41,6 +42,7 @@ use crate::{
     refusals::Refusals,
     resolve::Reachable,
     respond,
+    span::CallSpan,
 };
 
 /// What every route of a process shares.
@@ -53,6 +55,8 @@ pub struct Shared {
     pub refusals: Arc<Refusals>,
     /// What is counted.
     pub metrics: Metrics,
+    /// Makes the spans of calls, where they are exported.
+    pub tracer: Option<Tracer>,
     /// Which addresses upstreams may be at.
     pub reachable: Reachable,
     /// Cancelled when the process is to end.
@@ -110,6 +114,15 @@ pub struct Caller {
     pub session: Option<String>,
     /// The grant of an approval that came with the message.
     pub grant: Option<Arc<Shown>>,
+    /// The span of the message.
+    pub span: CallSpan,
+}
+
+impl Caller {
+    /// The same caller with another message.
+    pub(crate) fn with_span(&self, span: CallSpan) -> Self {
+        Self { span, ..self.clone() }
+    }
 }
 
 /// How far a message is.
@@ -318,7 +331,14 @@ impl Route {
         let mut context = Context::new(&caller.principal, Scope::Mesh, &self.namespace);
         context.session = caller.session.as_deref();
         context.endpoint = self.endpoint.as_deref();
+        context.trace = caller.span.traceparent();
         context
+    }
+
+    /// The span of a message that has just come.
+    #[must_use]
+    pub fn span(&self) -> CallSpan {
+        CallSpan::of(self.shared.tracer.as_ref())
     }
 
     /// Judges one message of a client.
@@ -336,6 +356,7 @@ impl Route {
                 Ok(message) => message,
                 Err(refusal) => return Governed::Settled(self.unreadable(caller, &refusal).await),
             };
+        caller.span.begin_mcp(self, caller, transport, &message);
         if let Some(retry) = &retry
             && let Some(step) = self.check_retry(caller, &message, retry).await
         {
@@ -438,7 +459,9 @@ impl Route {
         reason: Reason,
     ) {
         self.count(Verdict::Deny, reason);
-        self.kernel().refuse_action(&self.context(caller).about(action), approval, reason).await;
+        let request = self.context(caller).about(action);
+        let index = self.kernel().refuse_action(&request, approval, reason).await;
+        caller.span.refused(reason, index);
     }
 
     /// Whether the server's tools must be listed before this call. A wrapped command is another
@@ -489,14 +512,22 @@ impl Route {
     ) -> Result<Permit<M>, (Refusal, M)> {
         let started = Instant::now();
         let mut context = self.context(caller);
-        context.trace = trace.filter(|trace| trace.len() <= 55);
+        // The span stands in the caller's trace; without one, what the caller says of it does.
+        context.trace = context.trace.or(trace.filter(|trace| trace.len() <= 55));
         // It speaks for the message that it came with, and for no question of the server's.
         context.grant = caller.grant.as_deref();
         let decided = self.kernel().decide_or_return(context, message).await;
         self.shared.metrics.decision_seconds.observe(started.elapsed().as_secs_f64());
         match &decided {
-            Ok(permit) => self.count(Verdict::Allow, permit.receipt().decision.reason),
-            Err((refusal, _)) => self.count(refusal.decision.verdict, refusal.decision.reason),
+            Ok(permit) => {
+                let receipt = permit.receipt();
+                caller.span.decided(&receipt.decision, receipt.record.index());
+                self.count(Verdict::Allow, receipt.decision.reason);
+            }
+            Err((refusal, _)) => {
+                caller.span.decided(&refusal.decision, refusal.index);
+                self.count(refusal.decision.verdict, refusal.decision.reason);
+            }
         }
         decided
     }

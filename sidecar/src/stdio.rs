@@ -105,10 +105,13 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(
             match frame {
                 Ok(Some(Frame { channel: Channel::Client, payload })) => {
                     let payload = Bytes::from(payload);
-                    if let Some(later) = session.take_from_client(payload, tasks.len()).await {
+                    let caller = session.caller.with_span(session.route.span());
+                    let waiting = tasks.len();
+                    let later = session.take_from_client(caller, payload, waiting).await;
+                    if let Some((caller, later)) = later {
                         // A call that waits must not hold what is behind it.
                         let session = Arc::clone(&session);
-                        tasks.spawn(async move { session.finish(later).await });
+                        tasks.spawn(async move { session.finish(caller, later).await });
                     }
                 }
                 Ok(Some(Frame { channel: Channel::Server, payload })) => {
@@ -132,21 +135,29 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(
 
 impl Session {
     /// One message of the client. A call that waits for something comes back.
-    async fn take_from_client(&self, bytes: Bytes, waiting: usize) -> Option<Later> {
+    async fn take_from_client(
+        &self,
+        caller: Caller,
+        bytes: Bytes,
+        waiting: usize,
+    ) -> Option<(Caller, Later)> {
         if self.open.lock().len() + waiting >= MAX_OPEN {
             self.refuse_unread(&bytes, Reason::Overloaded).await;
             return None;
         }
-        match self.route.govern(&self.caller, Transport::Stdio, bytes).await {
-            Governed::Settled(step) => self.take(step).await.map(Later::Held),
-            Governed::Unlisted(pending) => Some(Later::Unlisted(*pending)),
+        match self.route.govern(&caller, Transport::Stdio, bytes).await {
+            Governed::Settled(step) => {
+                let (caller, held) = self.take(caller, step).await?;
+                Some((caller, Later::Held(held)))
+            }
+            Governed::Unlisted(pending) => Some((caller, Later::Unlisted(*pending))),
         }
     }
 
     /// What becomes of a judged message. A call that waits for a human comes back.
-    async fn take(&self, step: Step) -> Option<Held> {
+    async fn take(&self, caller: Caller, step: Step) -> Option<(Caller, Held)> {
         match step {
-            Step::Forward(permit) => self.forward(*permit).await,
+            Step::Forward(permit) => self.forward(caller, *permit).await,
             Step::Answer { answer, one_way: false } => {
                 self.send(Channel::Client, answer.body).await;
             }
@@ -154,24 +165,24 @@ impl Session {
             Step::Hold(held) if held.asks == Asks::Now => {
                 self.send(Channel::Client, respond::still_pending(&held).body).await;
             }
-            Step::Hold(held) => return Some(*held),
+            Step::Hold(held) => return Some((caller, *held)),
         }
         None
     }
 
-    async fn finish(&self, later: Later) {
+    async fn finish(&self, caller: Caller, later: Later) {
         let held = match later {
-            Later::Held(held) => Some(held),
+            Later::Held(held) => Some((caller, held)),
             Later::Unlisted(pending) => {
                 let learned = self.learn(pending.era()).await;
-                let (caller, transport) = (&self.caller, Transport::Stdio);
-                let step = self.route.govern_listed(caller, transport, pending, learned).await;
-                self.take(step).await
+                let transport = Transport::Stdio;
+                let step = self.route.govern_listed(&caller, transport, pending, learned).await;
+                self.take(caller, step).await
             }
         };
-        let Some(held) = held else { return };
-        match inbound::wait(&self.route, &self.caller, held).await {
-            Step::Forward(permit) => self.forward(*permit).await,
+        let Some((caller, held)) = held else { return };
+        match inbound::wait(&self.route, &caller, held).await {
+            Step::Forward(permit) => self.forward(caller, *permit).await,
             Step::Answer { answer, .. } => self.send(Channel::Client, answer.body).await,
             Step::Hold(held) => {
                 self.send(Channel::Client, respond::still_pending(&held).body).await;
@@ -190,9 +201,8 @@ impl Session {
     }
 
     /// The permit's own bytes go to the server; an open call waits for its answer.
-    async fn forward(&self, permit: Permit<ClientMessage>) {
-        let (bytes, mut exchange) =
-            Exchange::open(Arc::clone(&self.route), self.caller.clone(), permit);
+    async fn forward(&self, caller: Caller, permit: Permit<ClientMessage>) {
+        let (bytes, mut exchange) = Exchange::open(Arc::clone(&self.route), caller, permit);
         *self.era.lock() = exchange.era();
         let own = |id: &Id| self.own.lock().as_ref().is_some_and(|(own, _)| own == id);
         if exchange.id().is_some_and(own) {

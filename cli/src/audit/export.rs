@@ -1,4 +1,4 @@
-//! `aegis audit export`: the log as tiles that any tool verifies, or as lines of JSON.
+//! `aegis audit export`: the log as tiles that any tool verifies, as lines of JSON, or as OCSF events.
 
 use std::path::{Path, PathBuf};
 
@@ -8,19 +8,19 @@ use anyhow::Context as _;
 use serde::Serialize;
 use serde_json::{json, value::RawValue};
 
-use super::Source;
+use super::{Source, ocsf};
 use crate::{
     Context, Outcome,
-    log::Log,
+    log::{Log, Record},
     output::{self, Format, Progress},
 };
 
-/// Export the log as tiles (c2sp.org/tlog-tiles) or as lines of JSON
+/// Export the log as tiles (c2sp.org/tlog-tiles), as lines of JSON, or as OCSF events
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  aegis audit export --jsonl > entries.jsonl\n  aegis audit export --tiles published/"
+    after_help = "Example:\n  aegis audit export --jsonl > entries.jsonl\n  aegis audit export --tiles published/\n  aegis audit export --ocsf > events.jsonl"
 )]
-#[command(group(clap::ArgGroup::new("form").required(true).args(["tiles", "jsonl"])))]
+#[command(group(clap::ArgGroup::new("form").required(true).args(["tiles", "jsonl", "ocsf"])))]
 pub(crate) struct Args {
     #[command(flatten)]
     source: Source,
@@ -30,6 +30,10 @@ pub(crate) struct Args {
     /// Print each entry as {"index", "leaf_hash", "entry"}, the entry in its canonical bytes
     #[arg(long)]
     jsonl: bool,
+    /// Print each entry as an OCSF 1.9.0 event in a CloudEvents 1.0 envelope, one a line, with its index and
+    /// its leaf hash
+    #[arg(long)]
+    ocsf: bool,
 }
 
 /// One line of the export.
@@ -43,21 +47,26 @@ struct Line<'a> {
 pub(crate) async fn run(args: Args, cx: &Context) -> anyhow::Result<Outcome> {
     let log = Log::open(args.source.database.as_ref(), &cx.client).await?;
     match &args.tiles {
-        None => lines(&log).await?,
+        None if args.ocsf => each(&log, |record| output::json_line(&ocsf::event(record)?)).await?,
+        None => each(&log, line).await?,
         Some(folder) => tiles(&log, folder, cx).await?,
     }
     Ok(Outcome::Done)
 }
 
-async fn lines(log: &Log) -> anyhow::Result<()> {
+fn line(record: &Record) -> anyhow::Result<()> {
+    let body = std::str::from_utf8(&record.body)
+        .map_err(anyhow::Error::from)
+        .and_then(|text| Ok(serde_json::from_str::<&RawValue>(text)?))
+        .with_context(|| format!("entry {} is damaged", record.index))?;
+    output::json_line(&Line { index: record.index, leaf_hash: record.leaf, entry: body })
+}
+
+async fn each(log: &Log, print: impl Fn(&Record) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let size = log.size().await?;
     let mut progress = Progress::new("entries exported");
     log.each(size, |record| {
-        let body = std::str::from_utf8(&record.body)
-            .map_err(anyhow::Error::from)
-            .and_then(|text| Ok(serde_json::from_str::<&RawValue>(text)?))
-            .with_context(|| format!("entry {} is damaged", record.index))?;
-        output::json_line(&Line { index: record.index, leaf_hash: record.leaf, entry: body })?;
+        print(&record)?;
         progress.at(record.index + 1, size);
         Ok(())
     })

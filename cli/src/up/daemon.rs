@@ -18,6 +18,7 @@ use aegis_ca::{Applications, IdentityManager, WorkloadSocket};
 use aegis_core::{Timestamp, TrustDomain, policy::ComplianceTag};
 use aegis_kernel::{Kernel, State, trust_book};
 use aegis_policy::{Compiler, ModuleCache, Opa, Policy, PolicyState, PolicyStatus};
+use aegis_runtime::telemetry::Telemetry;
 use aegis_sidecar::{
     Attest, KernelApi, Reachable, Route, Shared,
     kernel_api::{Door, Feed, IsAdvisory, feed},
@@ -114,7 +115,11 @@ fn is_advisory(daemon: &Weak<Daemon>) -> IsAdvisory {
 
 impl Daemon {
     /// Opens and binds everything; nothing is served yet.
-    pub(super) async fn build(args: &Args, drain: CancellationToken) -> anyhow::Result<Arc<Self>> {
+    pub(super) async fn build(
+        args: &Args,
+        telemetry: &Telemetry,
+        drain: CancellationToken,
+    ) -> anyhow::Result<Arc<Self>> {
         opening::private_folder(&args.state)?;
         let lock = opening::lock(&args.state)?;
         let sockets = args.sockets.clone().unwrap_or_else(|| args.state.clone());
@@ -129,19 +134,19 @@ impl Daemon {
         let doors = kernel::doors(args, &sockets).await?;
         let (book, observer) = trust_book();
         let (feed, tells) = feed();
-        let (journal, location) = opening::open_journal(args, vec![observer, tells]).await?;
+        let (journal, location) = opening::open_journal(args, telemetry, [observer, tells]).await?;
         let compiler =
             Compiler::new(Opa::locate()?, Some(ModuleCache::open(args.state.join("policies"))?));
         let authority = identity::open(&args.state.join("ca"), &args.trust_domain, &journal)?;
         let state = configuration.state.clone();
         let kernel = opening::start_kernel(args, journal, book, state, &authority).await?;
-        let metrics = Registry::new();
-        let attest = Arc::new(LocalAttest::default());
+        let (metrics, attest) = (Registry::new(), Arc::new(LocalAttest::default()));
         let shared = Arc::new(Shared {
             kernel: Arc::clone(&kernel),
             attest: Arc::clone(&attest) as Arc<dyn Attest>,
             refusals: Arc::new(Refusals::default()),
             metrics: Metrics::register(&metrics)?,
+            tracer: telemetry.tracer(),
             reachable: Reachable::Everything,
             drain: drain.clone(),
         });

@@ -46,6 +46,7 @@ pub(crate) struct Live {
     pub(crate) folder: tempfile::TempDir,
     daemon: Option<Child>,
     more: Vec<String>,
+    env: Vec<(&'static str, String)>,
 }
 
 impl Drop for Live {
@@ -57,10 +58,19 @@ impl Drop for Live {
 impl Live {
     /// Starts one with the standard documents and these.
     pub(crate) async fn start(documents: &str, more: &[&str]) -> Self {
+        Self::start_in(Vec::new(), documents, more).await
+    }
+
+    /// Starts one with these variables in its environment.
+    pub(crate) async fn start_in(
+        env: Vec<(&'static str, String)>,
+        documents: &str,
+        more: &[&str],
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("aegis.d")).unwrap();
         let more = more.iter().map(|&word| word.to_owned()).collect();
-        let mut live = Self { folder, daemon: None, more };
+        let mut live = Self { folder, daemon: None, more, env };
         let identity = IDENTITY.replace("@UID@", &nix::unistd::getuid().to_string());
         live.write("identity.yaml", &identity);
         live.write("policy.yaml", POLICY);
@@ -86,6 +96,7 @@ impl Live {
         let log = std::fs::File::create(self.folder.path().join("log")).unwrap();
         let mut command = command(&args);
         command.current_dir(self.folder.path());
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
         self.daemon = Some(child);
         let deadline = Instant::now() + PATIENCE;

@@ -22,11 +22,15 @@ mod limits;
 #[cfg(test)]
 mod live;
 #[cfg(test)]
+mod ocsf;
+#[cfg(test)]
 mod policy;
 #[cfg(test)]
 mod replay;
 #[cfg(test)]
 mod service;
+#[cfg(test)]
+mod telemetry;
 #[cfg(test)]
 mod told;
 #[cfg(test)]

@@ -462,6 +462,7 @@ impl Kernel {
         let decision = self.evaluate(request).decision;
         let mut draft = self.refusal(request.context.principal, reason);
         draft.approval = approval.map(Into::into);
+        draft.trace = request.context.trace.map(Into::into);
         draft.risk = Some(decision.risk.score.get().into());
         draft.action = record::action_members(request, &decision.action.to_string());
         draft.resource = record::resource(request.action);

@@ -1,4 +1,6 @@
-//! Process plumbing that every Aegis process shares: logs, signals and an orderly end.
+//! Process plumbing that every Aegis process shares: logs, telemetry, signals and an orderly end.
+
+pub mod telemetry;
 
 use std::{io::IsTerminal as _, time::Duration};
 

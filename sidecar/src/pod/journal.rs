@@ -59,7 +59,7 @@ impl Ledger {
         agent: &AgentId,
         source: &Arc<SvidSource>,
         authority: &Authority,
-        observer: Observer,
+        observers: Vec<Observer>,
     ) -> anyhow::Result<Self> {
         let left = journals(&options.state)?;
         let number = left.iter().filter_map(|path| number_of(path)).max().unwrap_or(0) + 1;
@@ -68,7 +68,7 @@ impl Ledger {
         let signer = Signer::load_or_create(&options.state.join("journal.key"), agent.as_str())?;
         let (acknowledged, size) = watch::channel(0);
         let mut opening = JournalOptions::new(name, signer);
-        opening.observers.push(observer);
+        opening.observers.extend(observers);
         let channel = match &options.ledger {
             Some(address) => {
                 opening.acknowledged = Some(Acknowledged { size, patience: PATIENCE });

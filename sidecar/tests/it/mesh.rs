@@ -157,6 +157,7 @@ impl Pod {
             attest: Arc::new(Nobody),
             refusals: Arc::clone(&refusals),
             metrics: Metrics::register(&prometheus::Registry::new()).unwrap(),
+            tracer: None,
             reachable,
             drain: drain.clone(),
         });

@@ -19,7 +19,8 @@ use aegis_kernel::{Kernel, Principal, Registration, State};
 use aegis_policy::{Bundle, Compiler, Host, Limits, Opa, Policy, PolicyEngine, PolicyId};
 use aegis_resources::AgentUpstreamSpec;
 use aegis_sidecar::{
-    Attest, Attested, Reachable, Route, Shared, metrics::Metrics, refusals::Refusals, route::Caller,
+    Attest, Attested, Reachable, Route, Shared, metrics::Metrics, refusals::Refusals,
+    route::Caller, span::CallSpan,
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode};
@@ -228,6 +229,7 @@ impl World {
             attest: Arc::new(Everybody(Arc::clone(&speaker))),
             refusals: Arc::new(Refusals::default()),
             metrics: Metrics::register(&prometheus::Registry::new()).unwrap(),
+            tracer: None,
             reachable: Reachable::Everything,
             drain: drain.clone(),
         });
@@ -261,7 +263,12 @@ impl World {
 
     /// The agent in a session.
     pub(crate) fn caller(&self, session: &str) -> Caller {
-        Caller { principal: self.principal(), session: Some(session.into()), grant: None }
+        Caller {
+            principal: self.principal(),
+            session: Some(session.into()),
+            grant: None,
+            span: CallSpan::default(),
+        }
     }
 
     /// Sends a request and gives the answer as it begins.

@@ -3,7 +3,7 @@
 
 use aegis_api::control::{STARTED_BY, WrapHello};
 use aegis_core::decision::Reason;
-use aegis_sidecar::{Route, route::Caller};
+use aegis_sidecar::{Route, route::Caller, span::CallSpan};
 use axum::{
     extract::{ConnectInfo, Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
@@ -66,7 +66,8 @@ pub(super) async fn wrap(
     let server = registered(&route, &hello.command)?;
     let by = if server.is_some() { "daemon" } else { "wrapper" };
     let session = format!("stdio-{}", uuid::Uuid::now_v7());
-    let caller = Caller { principal, session: Some(session), grant: None };
+    let caller =
+        Caller { principal, session: Some(session), grant: None, span: CallSpan::default() };
     tokio::spawn(async move {
         match hyper::upgrade::on(request).await {
             Ok(upgraded) => match server {

@@ -16,6 +16,7 @@ use aegis_ca::{IdentityManager, Subject};
 use aegis_core::AgentId;
 use aegis_kernel::{Kernel, State, trust_book::TrustBook};
 use aegis_policy::{Host, Limits, ModuleCache, PolicyEngine};
+use aegis_runtime::telemetry::Telemetry;
 use anyhow::Context as _;
 use parking_lot::Mutex;
 use tokio::net::UnixListener;
@@ -175,7 +176,8 @@ pub(in crate::up) fn bind_socket(path: &Path, shared: bool) -> anyhow::Result<Un
 
 pub(super) async fn open_journal(
     args: &Args,
-    observers: Vec<aegis_audit::Observer>,
+    telemetry: &Telemetry,
+    observers: [aegis_audit::Observer; 2],
 ) -> anyhow::Result<(Journal, Location)> {
     let location = match &args.ledger {
         Some(place) => match place.parse::<Location>() {
@@ -188,6 +190,7 @@ pub(super) async fn open_journal(
     let signer = Signer::load_or_create(&args.state.join("ledger.key"), &origin)?;
     let mut options = Options::new(format!("{}/daemon", args.trust_domain), signer);
     options.observers.extend(observers);
+    options.observers.extend(telemetry.logger().map(aegis_sidecar::records::records));
     if matches!(location, Location::Postgres(_)) {
         options.saved_checkpoint = Some(args.state.join("ledger.checkpoint"));
     }

@@ -21,6 +21,7 @@ impl Daemon {
             attest: Arc::clone(&self.shared.attest),
             refusals: Arc::clone(&self.shared.refusals),
             metrics: self.shared.metrics.clone(),
+            tracer: self.shared.tracer.clone(),
             reachable: self.shared.reachable.clone(),
             drain: self.drain.child_token(),
         })
