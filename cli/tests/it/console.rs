@@ -196,43 +196,24 @@ async fn a_session_that_reads_decides_nothing() {
     let (address, code) = link(&live, &[]).await;
     let (operator, _) = Page::enter(address, &code).await;
 
-    let call = tokio::spawn({
-        let url = live.status().await["upstreams"][0]["address"].as_str().unwrap().to_owned();
-        async move { call(&url).await }
-    });
-    let mut waiting = Value::Null;
-    until("a call waits", async || {
-        waiting = reader.get("v1/approvals").await.json()[0].take();
-        waiting["state"] == "pending"
-    })
-    .await;
-    let path = format!("v1/approvals/{}", waiting["id"].as_str().unwrap());
-    let vote = json!({ "approve": true, "comment": "looked at it" });
-    assert_eq!(reader.post(&path, &vote).await.status, 403);
-    assert_eq!(reader.post("v1/explain", &json!({ "server": "calc" })).await.status, 403);
-    assert_eq!(*server.calls.lock(), 0, "nothing runs while it waits");
-    let voted = operator.post(&path, &vote).await;
-    assert_eq!((voted.status, &voted.json()["state"]), (200, &json!("approved")));
-    assert_eq!(voted.json()["votes"][0]["comment"], "looked at it");
-    assert!(call.await.unwrap().contains("\"content\":[]"));
-    assert_eq!(*server.calls.lock(), 1);
-}
-
-/// Calls `echo`, and waits for as long as it is held.
-async fn call(url: &str) -> String {
-    let (address, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
-    let body = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call",
-        "params": { "name": "echo", "arguments": {} } })
-    .to_string();
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let length = body.len();
-    let request = format!(
-        "POST /{path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\naccept: application/json, text/event-stream\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
-    );
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut text = String::new();
-    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut text)).await.unwrap().unwrap();
-    text
+    let decided = async {
+        let mut waiting = Value::Null;
+        until("a call waits", async || {
+            waiting = reader.get("v1/approvals").await.json()[0].take();
+            waiting["state"] == "pending"
+        })
+        .await;
+        let path = format!("v1/approvals/{}", waiting["id"].as_str().unwrap());
+        let vote = json!({ "approve": true, "comment": "looked at it" });
+        assert_eq!(reader.post(&path, &vote).await.status, 403);
+        assert_eq!(reader.post("v1/explain", &json!({ "server": "calc" })).await.status, 403);
+        assert_eq!(*server.calls.lock(), 0, "nothing runs while it waits");
+        let voted = operator.post(&path, &vote).await;
+        assert_eq!((voted.status, &voted.json()["state"]), (200, &json!("approved")));
+        assert_eq!(voted.json()["votes"][0]["comment"], "looked at it");
+    };
+    let (refused, ()) = tokio::join!(live.call("echo"), decided);
+    assert_eq!((refused, *server.calls.lock()), (None, 1));
 }
 
 #[tokio::test]
