@@ -221,3 +221,19 @@ async fn there_is_no_console_beyond_this_machine() {
     let live = Live::start("", &["--admin", "0.0.0.0:0"]).await;
     live.aegis(&["console"]).await.refuses("where --admin is an address of loopback");
 }
+
+/// The browser's verifier is tested with what stands here; ours agrees with it.
+#[test]
+fn a_proof_that_the_console_is_tested_with_is_ours() {
+    let text = include_str!("../../../ide-bridge/web/test/fixture.json");
+    let fixture: Value = serde_json::from_str(text).unwrap();
+    let key: aegis_audit::Verifier = fixture["key"].as_str().unwrap().parse().unwrap();
+    for one in fixture["entries"].as_array().unwrap() {
+        let proof = aegis_audit::TlogProof::parse(one["proof"].as_str().unwrap()).unwrap();
+        assert_eq!(json!(proof.index), one["index"]);
+        let entry = one["body"].as_str().unwrap();
+        proof.verify(&key, entry.as_bytes()).unwrap();
+        let altered = entry.replace("recorded", "success");
+        assert!(proof.verify(&key, altered.as_bytes()).is_err());
+    }
+}

@@ -11,6 +11,9 @@ export class Refused extends Error {
   }
 }
 
+/** There was no answer. */
+export class Away extends Error {}
+
 export interface Session {
   token?: string;
   read_only: boolean;
@@ -97,7 +100,8 @@ export interface Entry {
   kind: string;
   timestamp: string;
   result: string;
-  action: { kind?: string; protocol?: string; method?: string; server?: string; tool?: string } & Record<string, unknown>;
+  /** Absent where there is none, as every member that would be empty. */
+  action?: { kind?: string; protocol?: string; method?: string; server?: string; tool?: string } & Record<string, unknown>;
   agent_id?: string;
   sponsor?: string;
   resource?: string;
@@ -109,7 +113,7 @@ export interface Entry {
   risk?: number;
   trust?: number;
   trust_as_of?: number;
-  detail: Record<string, unknown>;
+  detail?: Record<string, unknown>;
 }
 
 export interface Stored {
@@ -151,7 +155,7 @@ export class Api {
 
   /** Exchanges a link's code. */
   static async entered(code: string): Promise<Api> {
-    const response = await fetch("./api/session", {
+    const response = await ask("session", {
       method: "POST",
       headers: { "content-type": "application/json" },
       body: JSON.stringify({ token: code }),
@@ -175,7 +179,7 @@ export class Api {
 
   async #send(path: string, init: RequestInit = {}): Promise<Response> {
     const headers = { authorization: `Bearer ${this.#token}`, ...(init.body ? { "content-type": "application/json" } : {}) };
-    return answered(await fetch(`./api/${path}`, { ...init, headers }));
+    return answered(await ask(path, { ...init, headers }));
   }
 
   async #json<T>(path: string, init: RequestInit = {}): Promise<T> {
@@ -213,6 +217,14 @@ export class Api {
       rest = events.pop() ?? "";
       for (const event of events) if (event.includes("data:")) told(event.includes("event: open"));
     }
+  }
+}
+
+async function ask(path: string, init: RequestInit): Promise<Response> {
+  try {
+    return await fetch(`./api/${path}`, init);
+  } catch {
+    throw new Away("the daemon does not answer");
   }
 }
 

@@ -1,6 +1,6 @@
 // What all pages share: the session, the daemon's status, what waits, and whether the stream is live.
 
-import { Api, type Approval, Refused, type Status, type Trust } from "./api.ts";
+import { Api, type Approval, Away, Refused, type Status, type Trust } from "./api.ts";
 import { failure } from "./words.ts";
 
 export type Line = "connecting" | "live" | "away";
@@ -62,7 +62,7 @@ export class Desk {
   failed(error: unknown): void {
     if (this.#end.signal.aborted) return;
     if (error instanceof Refused && error.status === 401) this.#ended(error.message);
-    else this.problem = error instanceof TypeError ? "The daemon does not answer. What is shown may be old." : failure(error);
+    else this.problem = error instanceof Away ? "The daemon does not answer. What is shown may be old." : failure(error);
   }
 
   /** A burst of entries is one look. */

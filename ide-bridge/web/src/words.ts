@@ -15,7 +15,7 @@ export const LAYERS: Record<string, string> = {
 export const LAYER_NAMES = ["editor", "code", "tools", "agents", "network"];
 
 /** The layer that an entry is of; empty for what is of none. */
-export const layer = (entry: Entry): string => LAYERS[entry.action.protocol ?? ""] ?? "";
+export const layer = (entry: Entry): string => LAYERS[entry.action?.protocol ?? ""] ?? "";
 
 /** The last part of a SPIFFE ID: the agent's own name. */
 export const shortName = (id: string): string => id.slice(id.lastIndexOf("/") + 1) || id;
@@ -47,8 +47,8 @@ export const kindWord = (kind: string): string => kind.replaceAll("_", " ");
 
 /** What an entry is about, in a line. */
 export function about(entry: Entry): string {
-  const { server, tool, method } = entry.action;
-  const detail = entry.detail["policy"] ?? entry.detail["order"] ?? entry.detail["component"];
+  const { server, tool, method } = entry.action ?? {};
+  const detail = entry.detail?.["policy"] ?? entry.detail?.["order"] ?? entry.detail?.["component"];
   const parts = [server, tool ?? method].filter((part) => part);
   return parts.length > 0 ? parts.join(" · ") : typeof detail === "string" ? detail : "";
 }

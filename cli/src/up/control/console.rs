@@ -122,7 +122,8 @@ pub(super) async fn make_link(
     refuse_agents(&daemon, &asker)?;
     let link = link(&daemon, request.read_only);
     let nowhere = || {
-        let message = "the console is served where --admin is an address of loopback, such as 127.0.0.1:7100";
+        let message =
+            "the console is served where --admin is an address of loopback, such as 127.0.0.1:7100";
         Failure(StatusCode::CONFLICT, message.into())
     };
     link.map(Json).ok_or_else(nowhere)
@@ -170,10 +171,10 @@ async fn from_its_own_page(State(daemon): Shared, request: Request, next: Next) 
     if own && !foreign {
         return next.run(request).await;
     }
-    daemon.shared.refusals.count(
-        "console",
-        if own { Reason::OriginRefused } else { Reason::HostRefused },
-    );
+    daemon
+        .shared
+        .refusals
+        .count("console", if own { Reason::OriginRefused } else { Reason::HostRefused });
     let message = "the console answers its own page, at the address that `aegis console` prints";
     Failure(StatusCode::FORBIDDEN, message.into()).into_response()
 }
@@ -203,7 +204,8 @@ async fn for_sessions(
     next: Next,
 ) -> Response {
     let token = bearer(request.headers());
-    let role = token.zip(asker.uid).and_then(|(token, uid)| daemon.sessions.role(token, uid, now()));
+    let role =
+        token.zip(asker.uid).and_then(|(token, uid)| daemon.sessions.role(token, uid, now()));
     let Some(role) = role else {
         let message = "this session is unknown or has ended; `aegis console` prints a link";
         return Failure(StatusCode::UNAUTHORIZED, message.into()).into_response();

@@ -65,9 +65,8 @@ impl Sessions {
     pub(super) fn role(&self, token: &str, uid: u32, now: Timestamp) -> Option<Role> {
         let secret = Digest::of(token.as_bytes());
         let open = self.open.lock();
-        let own = |held: &&Held| {
-            held.secret == secret && held.uid == Some(uid) && held.expires > now
-        };
+        let own =
+            |held: &&Held| held.secret == secret && held.uid == Some(uid) && held.expires > now;
         open.iter().find(own).map(|held| held.role)
     }
 
@@ -132,8 +131,7 @@ mod tests {
     #[test]
     fn there_are_so_many_and_the_oldest_makes_room() {
         let sessions = Sessions::default();
-        let codes: Vec<String> =
-            (0..=MOST).map(|_| sessions.link(Role::Reader, START).0).collect();
+        let codes: Vec<String> = (0..=MOST).map(|_| sessions.link(Role::Reader, START).0).collect();
         assert!(sessions.open(&codes[0], 7, START).is_none());
         assert!(sessions.open(&codes[1], 7, START).is_some());
     }
