@@ -41,7 +41,7 @@ export function tone(result: string): "good" | "bad" | "wait" | "plain" {
 }
 
 /** A sign beside the colour, for those who do not see it. */
-export const sign = (result: string): string => ({ good: "✓", bad: "✕", wait: "⏸", plain: "·" })[tone(result)];
+export const sign = (result: string): string => ({ good: "✓", bad: "✕", wait: "?", plain: "·" })[tone(result)];
 
 export const kindWord = (kind: string): string => kind.replaceAll("_", " ");
 
@@ -53,8 +53,8 @@ export function about(entry: Entry): string {
   return parts.length > 0 ? parts.join(" · ") : typeof detail === "string" ? detail : "";
 }
 
-const time = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
-const day = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+const time = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+const day = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium", hourCycle: "h23" });
 
 export const clock = (timestamp: string): string => time.format(new Date(timestamp));
 export const moment = (timestamp: string): string => day.format(new Date(timestamp));
