@@ -237,3 +237,33 @@ fn a_proof_that_the_console_is_tested_with_is_ours() {
         assert!(proof.verify(&key, altered.as_bytes()).is_err());
     }
 }
+
+/// A program that is recognised as an agent, here `aegis` itself, is no person at a browser.
+#[tokio::test]
+async fn an_agent_gets_no_link_and_no_session() {
+    let live = Live::start("", &[]).await;
+    let (address, code) = link(&live, &[]).await;
+    let own = std::env::current_exe().unwrap();
+    let identity = |name: &str, program: &str| {
+        format!(
+            "apiVersion: aegis.dev/v1alpha1\nkind: AgentIdentity\nmetadata: {{ name: {name} }}\nspec: {{ sponsor: ada@acme.example, selector: {{ unix: {{ executable: {program} }} }} }}\n---\n"
+        )
+    };
+    // The command line, and this test, which speaks as a browser would.
+    let both = identity("bot", env!("CARGO_BIN_EXE_aegis"))
+        + &identity("page", crate::fixture::text(&own));
+    live.write("identity.yaml", &both);
+    until("they are registered", async || {
+        live.status().await["agents"].as_array().unwrap().len() == 2
+    })
+    .await;
+    live.aegis(&["console"]).await.refuses("an agent cannot decide about agents");
+    let page = Page::at(address);
+    let refused = page.post("session", &json!({ "token": code })).await;
+    assert_eq!(refused.status, 403, "{}", refused.body);
+    // It is not used up: a person can still follow it.
+    live.write("identity.yaml", "");
+    until("they are gone", async || live.status().await["agents"].as_array().unwrap().is_empty())
+        .await;
+    Page::enter(address, &code).await;
+}
