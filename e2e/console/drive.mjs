@@ -22,6 +22,8 @@ let address;
 
 async function shot(name, of = page) {
   if (!SHOTS) return;
+  // Where a click has scrolled to is no part of what is shown.
+  if (of === page) await page.evaluate(() => scrollTo(0, 0));
   mkdirSync(SHOTS, { recursive: true });
   await of.screenshot({ path: path.join(SHOTS, `${String(++shots).padStart(2, "0")}-${name}.png`) });
 }
@@ -207,6 +209,7 @@ async function approvals() {
   await question.getByRole("button", { name: "Deny" }).click();
   await question.getByText("Say why it is denied").waitFor();
   await shot("approval-light");
+  await shot("approval-alone", question);
   await page.emulateMedia({ colorScheme: "dark" });
   await shot("approval-dark");
   await question.getByLabel("Reason").fill("looked at it");

@@ -28,17 +28,21 @@ const RESULTS: Record<string, string> = {
   failure: "failed",
   unknown: "unknown",
   recorded: "recorded",
+  consumed: "approved and used",
 };
 
 export const resultWord = (result: string): string => RESULTS[result] ?? result;
 
 /** The tone of a result: of colours and signs. */
 export function tone(result: string): "good" | "bad" | "wait" | "plain" {
-  if (result === "allow" || result === "success" || result === "approved") return "good";
+  if (result === "allow" || result === "success" || result === "approved" || result === "consumed") return "good";
   if (result === "deny" || result === "failure" || result === "denied" || result === "expired") return "bad";
   if (result === "require_approval" || result === "pending") return "wait";
   return "plain";
 }
+
+/** What confirmed who answered. */
+export const factorWord = (factor: string): string => ({ none: "no second factor", account: "by another account than agents'", totp: "one-time code" })[factor] ?? factor;
 
 /** A sign beside the colour, for those who do not see it. */
 export const sign = (result: string): string => ({ good: "✓", bad: "✕", wait: "?", plain: "·" })[tone(result)];
