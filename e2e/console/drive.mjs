@@ -206,10 +206,10 @@ async function approvals() {
   await question.getByText("default/shop#change-with-a-person").waitFor();
   assert.match(await question.locator("pre").innerText(), /\\u\{202e\}/, "what would deceive the eye is spelt out");
   assert.equal(ran.length, before, "nothing runs while it waits");
+  await shot("approval-alone", question);
   await question.getByRole("button", { name: "Deny" }).click();
   await question.getByText("Say why it is denied").waitFor();
   await shot("approval-light");
-  await shot("approval-alone", question);
   await page.emulateMedia({ colorScheme: "dark" });
   await shot("approval-dark");
   await question.getByLabel("Reason").fill("looked at it");
