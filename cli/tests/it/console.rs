@@ -199,7 +199,8 @@ async fn a_session_that_reads_decides_nothing() {
     let decided = async {
         let mut waiting = Value::Null;
         until("a call waits", async || {
-            waiting = reader.get("v1/approvals").await.json()[0].take();
+            let all = reader.get("v1/approvals").await.json();
+            waiting = all.get(0).cloned().unwrap_or_default();
             waiting["state"] == "pending"
         })
         .await;
