@@ -138,8 +138,7 @@ impl Daemon {
         let authority = identity::open(&args.state.join("ca"), &args.trust_domain, &journal)?;
         let state = configuration.state.clone();
         let kernel = opening::start_kernel(args, journal, book, state, &authority).await?;
-        let metrics = Registry::new();
-        let attest = Arc::new(LocalAttest::default());
+        let (metrics, attest) = (Registry::new(), Arc::new(LocalAttest::default()));
         let shared = Arc::new(Shared {
             kernel: Arc::clone(&kernel),
             attest: Arc::clone(&attest) as Arc<dyn Attest>,
