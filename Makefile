@@ -5,7 +5,7 @@ export AEGIS_CACHE ?= $(HOME)/.cache/aegis
 export CARGO_TARGET_DIR ?= $(AEGIS_CACHE)/target
 export PATH := $(AEGIS_CACHE)/bin:$(PATH)
 
-.PHONY: help up test check bench conformance e2e hooks editor gen fmt clean
+.PHONY: help up test check bench conformance e2e hooks editor console gen gen-console fmt clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,6 +42,15 @@ editor: ## The VS Code extension in a real editor with a real daemon; installs c
 	@./e2e/setup.sh extension chromium editor
 	cargo build --quiet --workspace --all-targets
 	@AEGIS_BIN=$(CARGO_TARGET_DIR)/debug/aegis ./e2e/editor.sh
+
+console: ## The console in a real browser with a real daemon; installs Chromium (root)
+	@./e2e/setup.sh console chromium
+	cargo build --quiet --workspace --all-targets
+	@AEGIS_BIN=$(CARGO_TARGET_DIR)/debug/aegis ./e2e/console.sh
+
+gen-console: ## Build the console's committed files; they are embedded in aegis
+	@./e2e/setup.sh console
+	@./e2e/console.sh build
 
 gen: ## Write what is generated: reference documentation, CRDs
 	cargo run --quiet -p aegis -- reference docs/reference

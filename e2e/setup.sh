@@ -7,7 +7,7 @@
 #   e2e/setup.sh where TARGET    print the folder or program of an installed target
 #   e2e/setup.sh list            print the targets
 #
-# Everything is pinned: versions here, in the package-lock.json of e2e/node, e2e/agents, e2e/editor, sdk/typescript and ide-bridge/vscode, in
+# Everything is pinned: versions here, in the package-lock.json of e2e/node, e2e/agents, e2e/editor, sdk/typescript, ide-bridge/vscode and ide-bridge/web, in
 # e2e/python/*.txt and in the go.sum of each Go module. It goes to ${AEGIS_CACHE:-~/.cache/aegis}, keyed by version; nothing is done twice, and two
 # runs at once wait for each other where they install the same. Only `postgres`, `haproxy`, `prometheus`, `containerd`,
 # `chromium` and `editor` touch the system (Debian's packages), and only as root.
@@ -23,7 +23,7 @@ NEXTEST_VERSION=0.9.151
 DENY_VERSION=0.20.2
 HELM_VERSION=4.3.1
 
-TARGETS="node24 mcp-node mcp-python sdk-node sdk-python sdk-crewai agents a2a editor extension chromium opa nextest cargo-deny postgres agent-toolkit envoy haproxy kubernetes containerd coredns helm prometheus"
+TARGETS="node24 mcp-node mcp-python sdk-node sdk-python sdk-crewai agents a2a editor extension console chromium opa nextest cargo-deny postgres agent-toolkit envoy haproxy kubernetes containerd coredns helm prometheus"
 DEFAULTS="node24 mcp-node mcp-python opa"
 
 say() { printf '%-12s %s\n' "$1" "$2"; }
@@ -163,6 +163,12 @@ install_editor() {
 install_extension() {
   install_node24
   fill extension "the extension's build" "$(where extension)" into_node_modules "$HERE/../ide-bridge/vscode"
+}
+
+# What the console is built and checked with, and what drives a browser in its tests.
+install_console() {
+  install_node24
+  fill console "the console's build" "$(where console)" into_node_modules "$HERE/../ide-bridge/web"
 }
 
 install_chromium() {
@@ -322,6 +328,7 @@ where() {
     sdk-node) echo "$TOOLS/sdk-node-$(key "$HERE/../sdk/typescript/package-lock.json")" ;;
     editor) echo "$TOOLS/editor-$(key "$HERE/editor/package-lock.json")" ;;
     extension) echo "$TOOLS/extension-$(key "$HERE/../ide-bridge/vscode/package-lock.json")" ;;
+    console) echo "$TOOLS/console-$(key "$HERE/../ide-bridge/web/package-lock.json")" ;;
     chromium) command -v chromium ;;
     agents) echo "$TOOLS/agents-$(key "$HERE/agents/package-lock.json")" ;;
     sdk-python) venv_path sdk ;;

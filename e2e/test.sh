@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-PHASES=${AEGIS_PHASES:-setup format build lints nextest doctests generated policies approval sdk a2a extension deny up cluster}
+PHASES=${AEGIS_PHASES:-setup format build lints nextest doctests generated policies approval sdk a2a extension console deny up cluster}
 export AEGIS_CACHE=${AEGIS_CACHE:-$HOME/.cache/aegis}
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$AEGIS_CACHE/target}
 export PATH="$AEGIS_CACHE/bin:$PATH"
@@ -22,7 +22,7 @@ phase() {
 }
 
 setup() {
-  local targets=(node24 mcp-node mcp-python sdk-node sdk-python sdk-crewai a2a extension opa nextest cargo-deny)
+  local targets=(node24 mcp-node mcp-python sdk-node sdk-python sdk-crewai a2a extension console opa nextest cargo-deny)
   if [[ $(id -u) == 0 ]]; then targets+=(postgres kubernetes containerd coredns helm prometheus); fi
   ./e2e/setup.sh "${targets[@]}"
 }
@@ -63,6 +63,11 @@ extension() {
   ./e2e/editor.sh package
   echo "NOT RUN: a real editor; \`make editor\` installs one and runs that part"
 }
+# The console: its checks, its tests, and that the committed files are what its sources build.
+console() {
+  ./e2e/console.sh check
+  echo "NOT RUN: a real browser; \`make console\` installs one and runs that part"
+}
 deny() { cargo deny --log-level error check bans licenses sources; }
 # The quick start itself, as its reader runs it: without a terminal, and ended once it has shown all.
 up() { AEGIS_BIN="$CARGO_TARGET_DIR/debug/aegis" AEGIS_DEMO=once ./e2e/up.sh; }
@@ -88,6 +93,7 @@ phase approval approval
 phase sdk sdk
 phase a2a a2a
 phase extension extension
+phase console console
 phase deny deny
 phase up up
 phase cluster cluster

@@ -70,6 +70,7 @@ CLIENT=$(./e2e/setup.sh where mcp-python)/bin/python
 cat <<TEXT
 
 == what to try next (in another terminal; first: export AEGIS_STATE=$AEGIS_STATE PATH="$(dirname "$AEGIS"):\$PATH")
+  aegis console                                  a link to all of it in a browser
   aegis status                                   how everything stands, and what is not covered
   aegis audit query --result deny                what was refused, and why
   aegis explain --server shop --tool write_query --arguments '{"query":"DROP TABLE orders"}'

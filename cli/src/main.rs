@@ -12,6 +12,7 @@ mod child;
 mod cluster;
 mod completions;
 mod compliance;
+mod console;
 mod explain;
 mod hook;
 mod import;
@@ -76,6 +77,7 @@ enum Command {
     Integrate(integrate::Args),
     Init(init::Args),
     Status(status::Args),
+    Console(console::Args),
     Approvals(approvals::Args),
     Audit(audit::Args),
     Trust(trust::Args),
@@ -167,6 +169,7 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Integrate(args) => integrate::run(&args, cx.client.socket()),
         Command::Init(args) => init::run(&args),
         Command::Status(args) => status::run(args, &cx).await,
+        Command::Console(args) => console::run(args, &cx).await.map(|()| Outcome::Done),
         Command::Approvals(args) => approvals::run(args, &cx).await,
         Command::Audit(args) => audit::run(args, &cx).await,
         Command::Trust(args) => trust::run(args, &cx).await,

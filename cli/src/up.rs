@@ -57,7 +57,8 @@ pub(crate) struct Args {
     /// The ledger: a SQLite file, or a postgres:// URL. Default: ledger.db in the state folder
     #[arg(long, env = "AEGIS_LEDGER")]
     ledger: Option<String>,
-    /// Where /metrics, /healthz and /readyz are served; port 0 picks one
+    /// Where /metrics, /healthz and /readyz are served, and the console if that is an address of
+    /// loopback; port 0 picks one
     #[arg(long, env = "AEGIS_ADMIN", default_value = "127.0.0.1:7100")]
     admin: SocketAddr,
     /// Where the kernel API is served besides kernel.sock: an address of loopback. Who asks there is

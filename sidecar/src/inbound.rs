@@ -237,7 +237,9 @@ fn check_host(route: &Route, local: SocketAddr, headers: &HeaderMap) -> Result<(
     }
 }
 
-pub(crate) fn is_loopback(authority: &str, port: Option<u16>) -> bool {
+/// Whether a `Host` or an origin's authority names this machine, on that port if one is given.
+#[must_use]
+pub fn is_loopback(authority: &str, port: Option<u16>) -> bool {
     let Ok(authority) = authority.parse::<http::uri::Authority>() else { return false };
     let host = authority.host();
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();

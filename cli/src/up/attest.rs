@@ -49,6 +49,11 @@ impl LocalAttest {
         })
     }
 
+    /// The user who made the remote end of a loopback TCP connection, if the kernel knows.
+    pub(super) fn user(&self, local: SocketAddr, remote: SocketAddr) -> Option<u32> {
+        socket_of(remote, local).map(|(_, maker)| maker)
+    }
+
     fn process(&self, peer: &Peer) -> Result<AgentId, Reason> {
         match self.attestor.attest(peer, &self.registrations.load()) {
             Ok(registration) => Ok(registration.id),

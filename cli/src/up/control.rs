@@ -21,6 +21,7 @@ use prometheus::{Encoder as _, TextEncoder};
 use super::{attest::now, daemon::Daemon, guesses::Confirms};
 
 mod approvals;
+mod console;
 mod events;
 mod gate;
 mod glass;
@@ -30,6 +31,7 @@ mod question;
 mod standing;
 mod wrap;
 
+pub(super) use console::{Sessions, link as console_link};
 pub(super) use gate::Gates;
 pub(super) use listener::serve;
 pub(super) use people::{advisory, read_totp};
@@ -77,6 +79,7 @@ fn control(daemon: &Arc<Daemon>) -> anyhow::Result<Router> {
         .route("/v1/agents", post(order))
         .route("/v1/glass", post(glass::glass))
         .route("/v1/reload", post(reload))
+        .route("/v1/console", post(console::make_link))
         .with_state(Arc::clone(daemon))
         .merge(aegis_ledger::router(ledger))
         .layer(from_fn_with_state(Arc::clone(daemon), for_operators))
@@ -85,12 +88,13 @@ fn control(daemon: &Arc<Daemon>) -> anyhow::Result<Router> {
 }
 
 /// What the admin port answers.
-fn health(daemon: &Arc<Daemon>) -> Router {
-    Router::new()
+fn health(daemon: &Arc<Daemon>) -> anyhow::Result<Router> {
+    Ok(Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .with_state(Arc::clone(daemon))
+        .merge(console::console(daemon)?))
 }
 
 async fn metrics(State(daemon): Shared) -> Response {

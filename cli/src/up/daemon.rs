@@ -86,6 +86,8 @@ pub(super) struct Daemon {
     pub(super) guesses: Arc<Guesses>,
     /// How many connect and wrap at a time.
     pub(super) gates: control::Gates,
+    /// Who is signed in to the console.
+    pub(super) sessions: control::Sessions,
     pub(super) totp: Mutex<Option<aegis_kernel::totp::Totp>>,
     pub(super) metrics: Registry,
     /// What was put in force last.
@@ -94,7 +96,8 @@ pub(super) struct Daemon {
     reloading: tokio::sync::Mutex<()>,
     _lock: StateLock,
     compiler: Compiler,
-    admin: TcpListener,
+    /// Metrics and health, and the console where it is of loopback.
+    pub(super) admin: TcpListener,
     control: UnixListener,
     kernel_api: Arc<KernelApi>,
     /// What the ledger has committed, as it comes.
@@ -169,6 +172,7 @@ impl Daemon {
             problems: Mutex::default(),
             guesses: Arc::default(),
             gates: control::Gates::default(),
+            sessions: control::Sessions::default(),
             totp,
             metrics,
             last: Mutex::default(),
@@ -217,6 +221,9 @@ impl Daemon {
         println!("  workload   unix://{}", self.sockets.join("workload/api.sock").display());
         if let Ok(address) = self.admin.local_addr() {
             println!("  metrics    http://{address}/metrics");
+        }
+        if let Some(link) = control::console_link(self, false) {
+            println!("  console    {}  (works once; another: aegis console)", link.url);
         }
         for ((namespace, name), listening) in self.routes.lock().iter() {
             match listening.address {

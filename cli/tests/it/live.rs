@@ -91,7 +91,9 @@ impl Live {
     pub(crate) async fn up(&mut self) {
         let state = self.state();
         let mut args = vec!["up", "--config", "aegis.d", "--state", text(&state)];
-        args.extend(["--admin", "127.0.0.1:0"]);
+        if !self.more.iter().any(|word| word == "--admin") {
+            args.extend(["--admin", "127.0.0.1:0"]);
+        }
         args.extend(self.more.iter().map(String::as_str));
         let log = std::fs::File::create(self.folder.path().join("log")).unwrap();
         let mut command = command(&args);

@@ -6,6 +6,8 @@ mod cluster;
 #[cfg(test)]
 mod compliance;
 #[cfg(test)]
+mod console;
+#[cfg(test)]
 mod daemon;
 #[cfg(test)]
 mod domain;

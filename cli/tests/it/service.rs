@@ -317,3 +317,46 @@ fn the_unit_is_printed() {
     assert!(run.stdout.contains("StateDirectoryMode=0700"), "{}", run.stdout);
     assert!(run.stdout.contains("\nLimitNOFILE=65536\n"), "{}", run.stdout);
 }
+
+/// Asks the console: method, path, token, body; prints the status.
+const ASK: &str = "import http.client,sys
+address,method,path,token,body=sys.argv[1:6]
+c=http.client.HTTPConnection(address,timeout=60)
+c.request(method,'/console/api/'+path,body or None,{'authorization':'Bearer '+token,'content-type':'application/json'})
+r=c.getresponse(); print(r.status,r.read().decode())
+";
+
+/// A code and a token are worth nothing in the hands of another user, least of all an agent's.
+#[tokio::test]
+async fn a_session_of_the_console_is_its_users() {
+    let privileged = nix::unistd::getuid().is_root()
+        && Command::new("setpriv").arg("--version").output().is_ok();
+    if !privileged {
+        eprintln!("skipped: only root with setpriv can be two users");
+        return;
+    }
+    let world = World::start().await;
+    let link = world.json(&["console", "-o", "json"]).await;
+    let url = link["url"].as_str().unwrap().strip_prefix("http://").unwrap().to_owned();
+    let (address, code) = url.split_once("/console/#").unwrap();
+    let ask = |uid: u32, method: &str, path: &str, token: &str, body: &str| {
+        let args = ["-c", ASK, address, method, path, token, body];
+        let output = run_as(uid, "-all", Path::new("python3"), &args).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let enter = json!({ "token": code }).to_string();
+    for uid in [AGENT, STRANGER] {
+        world.refuses(uid, &["console"], "this daemon answers its own user").await;
+        let said = ask(uid, "POST", "session", "", &enter);
+        assert!(said.starts_with("403 ") && said.contains("its own user"), "{said}");
+    }
+    let session = ask(0, "POST", "session", "", &enter);
+    let session: Value = serde_json::from_str(session.strip_prefix("200 ").unwrap()).unwrap();
+    let token = session["token"].as_str().unwrap();
+    assert!(ask(0, "GET", "v1/status", token, "").starts_with("200 "));
+    for (uid, status) in [(AGENT, "403 "), (STRANGER, "403 "), (DAEMON, "401 ")] {
+        let said = ask(uid, "GET", "v1/status", token, "");
+        assert!(said.starts_with(status), "{uid}: {said}");
+    }
+}

@@ -15,6 +15,7 @@
 //! | `POST /v1/agents` | [`AgentOrder`] | [`Done`] |
 //! | `POST /v1/glass` | [`GlassOrder`] | [`Done`] |
 //! | `POST /v1/reload` | | [`Status`] |
+//! | `POST /v1/console` | [`ConsoleRequest`] | [`ConsoleLink`] |
 //! | `POST /v1/wrap` | [`WrapHello`], then an upgrade to `aegis-wrap` | frames ([`crate::frame`]) |
 //!
 //! Errors are [`Problem`] with a 4xx or 5xx status. The ledger's own paths (`/checkpoint`,
@@ -377,6 +378,53 @@ pub enum Order {
     Release,
     /// Its identity ends now.
     Revoke,
+}
+
+/// Asks for a link to the console.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsoleRequest {
+    /// Whether what it opens sees everything and decides nothing.
+    pub read_only: bool,
+}
+
+/// A link to the console.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleLink {
+    /// Works once. What signs in is its fragment, which no browser sends with a request.
+    pub url: String,
+    /// Until when it works.
+    pub expires_at: Timestamp,
+}
+
+/// What the console's page has got from its link.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsoleToken {
+    /// The link's code.
+    pub token: String,
+}
+
+impl std::fmt::Debug for ConsoleToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ConsoleToken")
+    }
+}
+
+/// A session of the console.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleSession {
+    /// What its requests bring as a bearer token; told once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// Whether it decides nothing.
+    pub read_only: bool,
+}
+
+impl std::fmt::Debug for ConsoleSession {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConsoleSession").field("read_only", &self.read_only).finish_non_exhaustive()
+    }
 }
 
 /// What a stdio wrapper says first.

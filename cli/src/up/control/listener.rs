@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use aegis_core::decision::Reason;
 use aegis_sidecar::{Attest as _, Attested};
 use anyhow::Context as _;
-use axum::{Router, body::Body, extract::ConnectInfo};
+use axum::{Router, body::Body, extract::ConnectInfo, http::Extensions};
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -19,7 +19,7 @@ use tokio::{
 };
 use tower::ServiceExt as _;
 
-use super::{Asker, control, health};
+use super::{Asker, console::Ends, control, health};
 use crate::up::daemon::Daemon;
 
 /// How long a client may take to send a request's head, and how long a connection may idle.
@@ -39,7 +39,7 @@ pub(in crate::up) fn serve(
     let socket = std::os::unix::net::UnixListener::from(socket.as_fd().try_clone_to_owned()?);
     let admin = std::net::TcpListener::from(admin.as_fd().try_clone_to_owned()?);
     let (socket, admin) = (UnixListener::from_std(socket)?, TcpListener::from_std(admin)?);
-    let (orders, health) = (control(&daemon)?, health(&daemon));
+    let (orders, health) = (control(&daemon)?, health(&daemon)?);
     Ok(async move {
         let people = tokio::spawn(serve_control(Arc::clone(&daemon), socket, orders));
         let metrics = tokio::spawn(serve_admin(daemon, admin, health));
@@ -72,7 +72,8 @@ async fn serve_control(daemon: Arc<Daemon>, listener: UnixListener, app: Router)
         let (daemon, app) = (Arc::clone(&daemon), app.clone());
         tokio::spawn(async move {
             if let Some((stream, attested)) = attest(daemon, stream).await {
-                connection(stream, app, Some(Asker { uid: Some(uid), attested })).await;
+                let asker = ConnectInfo(Asker { uid: Some(uid), attested });
+                connection(stream, app, move |about| drop(about.insert(asker.clone()))).await;
             }
             drop(pass);
         });
@@ -82,11 +83,13 @@ async fn serve_control(daemon: Arc<Daemon>, listener: UnixListener, app: Router)
 async fn serve_admin(daemon: Arc<Daemon>, listener: TcpListener, app: Router) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, remote)) => {
                 let Some(pass) = daemon.gates.admin.enter(0, false) else { continue };
+                let Ok(local) = stream.local_addr() else { continue };
                 let app = app.clone();
                 tokio::spawn(async move {
-                    connection(stream, app, None).await;
+                    let ends = Ends::new(local, remote);
+                    connection(stream, app, move |about| drop(about.insert(ends.clone()))).await;
                     drop(pass);
                 });
             }
@@ -103,22 +106,28 @@ async fn attest(
     daemon: Arc<Daemon>,
     stream: UnixStream,
 ) -> Option<(UnixStream, Result<Attested, Reason>)> {
-    let _turn = ATTESTING.acquire().await.ok()?;
-    let asked = tokio::task::spawn_blocking(move || {
+    let asked = attesting(move || {
         let attested = daemon.attest.unix(&stream);
         (stream, attested)
     });
-    asked.await.ok()
+    asked.await
 }
 
-async fn connection<S>(stream: S, app: Router, asker: Option<Asker>)
+/// Looks at a process, a few at a time.
+pub(super) async fn attesting<T: Send + 'static>(
+    ask: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let _turn = ATTESTING.acquire().await.ok()?;
+    tokio::task::spawn_blocking(ask).await.ok()
+}
+
+/// `about` puts what is known of the other end beside each request.
+async fn connection<S>(stream: S, app: Router, about: impl Fn(&mut Extensions))
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = service_fn(move |mut request: Request<Incoming>| {
-        if let Some(asker) = &asker {
-            request.extensions_mut().insert(ConnectInfo(asker.clone()));
-        }
+        about(request.extensions_mut());
         app.clone().oneshot(request.map(Body::new))
     });
     let served = http1::Builder::new()
