@@ -52,7 +52,7 @@ approval() {
     --sqlite-server "$(./e2e/setup.sh where mcp-sqlite)/bin/mcp-server-sqlite"
 }
 # Governed tools, by a stock client.
-mcp() { "$(./e2e/setup.sh where mcp-python)/bin/python" e2e/mcp.py --aegis "$CARGO_TARGET_DIR/debug/aegis"; }
+mcp() { "$(./e2e/setup.sh where mcp-python)/bin/python" e2e/tools.py --aegis "$CARGO_TARGET_DIR/debug/aegis"; }
 # The SDKs with the frameworks whose tools they govern, and one action at every enforcement point.
 sdk() { AEGIS_BIN="$CARGO_TARGET_DIR/debug/aegis" ./e2e/sdk/test.sh; }
 # Agents and clients of others, straight and through Aegis, in both bindings and versions.

@@ -87,7 +87,6 @@ pub(super) struct HttpRequest {
 /// The methods of HTTP that can be asked by.
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
-#[expect(missing_docs, reason = "they are HTTP's own")]
 pub(super) enum Verb {
     #[default]
     Get,

@@ -157,10 +157,11 @@ impl Daemon {
             connection.send(Method::POST, "/access/v1/evaluation", Some(body), self.wait).await?;
         let context = answer.context;
         // All of it has to say so.
-        match (answer.decision, context.verdict.as_str(), context.decision_id.clone()) {
-            (true, "allow", Some(id)) => Ok(Permission { connection, id }),
-            (false, _, _) => Err(NoPermission::Denied(Box::new(context))),
-            (true, _, _) => Err(connection.foreign("its answer contradicts itself")),
+        let allows = context.verdict == "allow";
+        match (answer.decision, context.decision_id.clone()) {
+            (true, Some(id)) if allows => Ok(Permission { connection, id }),
+            (true, _) => Err(connection.foreign("its answer contradicts itself")),
+            (false, _) => Err(NoPermission::Denied(Box::new(context))),
         }
     }
 

@@ -63,7 +63,9 @@ impl From<NoPermission> for Stop {
 
 impl From<TreeError> for Stop {
     fn from(error: TreeError) -> Self {
-        Self::Own(Reason::OutsideRoot, error.to_string())
+        let outside = error.is_refusal();
+        let reason = if outside { Reason::OutsideRoot } else { Reason::MalformedMessage };
+        Self::Own(reason, error.to_string())
     }
 }
 

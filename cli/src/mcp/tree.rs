@@ -185,11 +185,11 @@ impl Root {
     /// Resolves a name to what is there.
     pub(super) fn find(&self, name: &Name) -> Result<Found, TreeError> {
         let handle = self.beneath(&name.text(), OFlag::empty(), ResolveFlag::empty())?;
-        let is_folder = match kind(&fstat(&handle)?) {
-            SFlag::S_IFDIR => true,
-            SFlag::S_IFREG => false,
-            _ => return Err(TreeError::Special),
-        };
+        let kind = kind(&fstat(&handle)?);
+        let is_folder = kind == SFlag::S_IFDIR;
+        if !is_folder && kind != SFlag::S_IFREG {
+            return Err(TreeError::Special);
+        }
         let at = location(&handle)?;
         Ok(Found { judged: self.seen(&at)?, at, handle, is_folder })
     }

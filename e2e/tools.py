@@ -4,7 +4,7 @@ Allowed, refused by the pack for coding agents, held for a person; ways out of t
 swapped for a link while a person thinks; a daemon that is away, hangs or talks nonsense; an agent that is
 quarantined while its command runs. In the end there are as many decisions as calls, and one outcome for each that was allowed.
 
-    mcp.py --aegis PATH        with the `mcp` library
+    tools.py --aegis PATH        with the `mcp` library
 """
 
 import argparse
@@ -228,6 +228,8 @@ async def held(domain, agent, work):
         (work / "migrations").symlink_to("../outside")
         await asyncio.to_thread(domain.run, "approvals", "approve", domain.pending()[0], "--comment", "looked")
         error, text, _ = await waiting
+        # It was decided on when it came, and again when a person had answered.
+        Agent.calls += 1
     expect("a folder that was swapped for a link while a person thought is not written through",
            error and not (work.parent / "outside/2.sql").exists() and not (work / "was/2.sql").exists(), text)
     (work / "migrations").unlink()
