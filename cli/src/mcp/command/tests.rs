@@ -105,7 +105,15 @@ fn policies_see_a_command_as_a_shell_would_read_it() {
 
 #[test]
 fn programs_are_not_looked_for_where_the_agent_writes() {
-    let environment = Environment([("PATH".into(), ".:bin:/usr/bin:/bin".into())].into());
-    assert!(environment.program("sh").unwrap().is_absolute());
-    assert!(matches!(environment.program("aegis-nothing"), Err(CommandError::Unknown)));
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("aegis-planted");
+    fs::write(&program, "").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+    let up = "../".repeat(env::current_dir().unwrap().components().count() - 1);
+    let relative = format!("{up}{}", folder.path().display().to_string().trim_start_matches('/'));
+    let path = |path: String| Environment([("PATH".into(), path.into())].into());
+    assert!(path(folder.path().display().to_string()).program("aegis-planted").is_ok());
+    let planted = path(format!("{relative}::/usr/bin:/bin"));
+    assert!(matches!(planted.program("aegis-planted"), Err(CommandError::Unknown)));
+    assert!(planted.program("sh").unwrap().is_absolute());
 }
