@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-PHASES=${AEGIS_PHASES:-setup format build lints nextest doctests generated policies approval sdk a2a extension console deny up cluster}
+PHASES=${AEGIS_PHASES:-setup format build lints nextest doctests generated policies approval mcp sdk a2a extension console deny up cluster}
 export AEGIS_CACHE=${AEGIS_CACHE:-$HOME/.cache/aegis}
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$AEGIS_CACHE/target}
 export PATH="$AEGIS_CACHE/bin:$PATH"
@@ -51,6 +51,8 @@ approval() {
   "$(./e2e/setup.sh where mcp-python)/bin/python" e2e/approval.py --aegis "$CARGO_TARGET_DIR/debug/aegis" \
     --sqlite-server "$(./e2e/setup.sh where mcp-sqlite)/bin/mcp-server-sqlite"
 }
+# Governed tools, by a stock client.
+mcp() { "$(./e2e/setup.sh where mcp-python)/bin/python" e2e/tools.py --aegis "$CARGO_TARGET_DIR/debug/aegis"; }
 # The SDKs with the frameworks whose tools they govern, and one action at every enforcement point.
 sdk() { AEGIS_BIN="$CARGO_TARGET_DIR/debug/aegis" ./e2e/sdk/test.sh; }
 # Agents and clients of others, straight and through Aegis, in both bindings and versions.
@@ -90,6 +92,7 @@ phase doctests doctests
 phase generated generated
 phase policies policies
 phase approval approval
+phase mcp mcp
 phase sdk sdk
 phase a2a a2a
 phase extension extension

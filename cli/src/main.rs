@@ -19,6 +19,7 @@ mod import;
 mod init;
 mod integrate;
 mod log;
+mod mcp;
 mod names;
 mod output;
 mod policy;
@@ -73,6 +74,7 @@ struct Global {
 enum Command {
     Up(up::Args),
     Wrap(wrap::Args),
+    Mcp(mcp::Args),
     Hook(hook::Args),
     Integrate(integrate::Args),
     Init(init::Args),
@@ -164,6 +166,9 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
     match cli.command {
         Command::Up(args) => up::run(args).await.map(|()| Outcome::Done),
         Command::Wrap(args) => wrap::run(args, &cx.client).await.map(Outcome::Exit),
+        Command::Mcp(args) => {
+            mcp::run(args, cx.client.socket().to_owned()).await.map(|()| Outcome::Done)
+        }
         // Blocking, and the last thing that this process does.
         Command::Hook(args) => Ok(Outcome::Exit(hook::run(args, cx.client.socket().to_owned()))),
         Command::Integrate(args) => integrate::run(&args, cx.client.socket()),

@@ -7,8 +7,10 @@
 //! | `GET /.well-known/authzen-configuration` | | [`Configuration`] |
 //! | `POST /v1/data/aegis/decision` | OPA's `{"input": …}` | [`DataResult`] |
 //! | `POST /v1/hooks/AGENT` | the payload of a coding agent's hook | [`Evaluation`] |
+//! | `POST /v1/refusals` | as AuthZEN's access evaluation, with a reason in its context | [`Evaluation`] |
 //! | `POST /v1/preview` | as AuthZEN's access evaluation | [`Preview`] |
 //! | `GET /v1/self` | | [`Caller`] |
+//! | `GET /v1/policies` | | [`Policies`] |
 //! | `POST /v1/outcomes` | [`OutcomeReport`] | [`OutcomeTaken`] |
 //! | `GET /v1/events` | | server-sent events: [`PolicyEvent`] and [`EntryEvent`] |
 //!
@@ -100,6 +102,41 @@ pub enum Mode {
     Enforced,
     /// The agent's user could undo them; `aegis status` says how.
     Advisory,
+}
+
+/// The policies in force that can speak about the caller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policies {
+    /// Counts up with every change of any.
+    pub version: u64,
+    /// In order.
+    pub policies: Vec<PolicyView>,
+}
+
+/// One of them: what it is called and consists of. Conditions are not told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyView {
+    /// `NAME`, or `NAMESPACE/NAME`.
+    pub policy: String,
+    /// The digest by which the ledger names this version of it.
+    pub digest: String,
+    /// `enforce` or `audit`.
+    pub mode: String,
+    /// Its rules; raw Rego is one, named `rego`.
+    pub rules: Vec<RuleView>,
+}
+
+/// A rule of a policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleView {
+    /// Its name.
+    pub name: String,
+    /// `allow`, `require_approval` or `deny`; raw Rego may do each of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effect: Option<String>,
+    /// The sentence for who is refused or asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// OPA's answer.

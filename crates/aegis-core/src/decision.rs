@@ -194,6 +194,7 @@ reasons! {
     ToolQuarantined "tool_quarantined" "The tool's definition has changed since it was pinned.";
     NameTooLong "name_too_long" "A name in the message is longer than names may be.";
     TaskUnknown "task_unknown" "The caller has no task or context of this id.";
+    OutsideRoot "outside_root" "It leads out of the files that the agent was given.";
     WebhookRefused "webhook_refused" "The webhook leads to where the agent must not be made to call.";
     MethodUnknown "method_unknown" "Aegis does not know this method.";
     ProtocolUnsupported "protocol_unsupported" "Aegis does not know this protocol version.";

@@ -43,7 +43,7 @@ pub use opa::{Opa, OpaError, RegoError};
 pub use policy::{Policy, PolicyId, PolicyKind};
 pub use projection::Projection;
 pub use rate::{RateObservation, RateTable};
-pub use set::{PolicySet, RuleInfo};
+pub use set::{Loaded, PolicySet, RuleInfo};
 pub use verdict::{Evaluation, Finding};
 
 /// The JSON schema of the input document, for `opa check -S`.

@@ -12,6 +12,7 @@ use std::{
 };
 
 use aegis_core::{
+    AgentId,
     action::Protocol,
     input::Input,
     policy::{PolicySpec, Scope},
@@ -242,6 +243,15 @@ impl Index {
 
     fn matcher(&self, policy: u32) -> Option<&Matcher> {
         usize::try_from(policy).ok().and_then(|i| self.matchers.get(i))
+    }
+
+    /// Whether the policy can speak about anything that this agent does.
+    pub(crate) fn concerns(&self, policy: u32, agent: &AgentId) -> bool {
+        self.matcher(policy).is_some_and(|matcher| {
+            let agents = &matcher.agents;
+            let named = agents.holds(agent.name()) || agents.holds(agent.as_str());
+            (agents.is_empty() || named) && matcher.namespaces.admits(agent.namespace())
+        })
     }
 
     /// Whether the policy's paths admit the action's resource.

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use aegis_core::{
-    Digest,
+    AgentId, Digest,
     policy::{Effect, Mode, Obligation, RateLimit, Rule},
 };
 
@@ -38,6 +38,19 @@ pub struct RuleInfo {
     pub obligations: Vec<Obligation>,
     /// How often it allows.
     pub rate_limit: Option<RateLimit>,
+}
+
+/// A policy in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded<'a> {
+    /// Its name.
+    pub id: &'a PolicyId,
+    /// The digest of this version of it.
+    pub digest: Digest,
+    /// Whether it binds.
+    pub mode: Mode,
+    /// What it consists of; raw Rego is one of them.
+    pub rules: Vec<&'a Arc<RuleInfo>>,
 }
 
 /// A module with the digest of its code.
@@ -101,6 +114,26 @@ impl PolicySet {
     /// The policies' names with their digests, in order.
     pub fn policies(&self) -> impl Iterator<Item = (&PolicyId, Digest)> {
         self.policies.iter().map(|policy| (policy.id.as_ref(), policy.whole.policy_digest))
+    }
+
+    /// The policies that can speak about what this agent does, of its own namespace and of all, in order.
+    pub fn of_agent(&self, agent: &AgentId) -> impl Iterator<Item = Loaded<'_>> {
+        let concerns = |at: usize, policy: &LoadedPolicy| {
+            let namespace = policy.id.namespace.as_deref();
+            namespace.is_none_or(|namespace| agent.namespace() == Some(namespace))
+                && u32::try_from(at).is_ok_and(|at| self.index.concerns(at, agent))
+        };
+        let policies = self.policies.iter().enumerate();
+        let found = policies.filter(move |(at, policy)| concerns(*at, policy));
+        found.map(|(_, policy)| {
+            let raw = policy.units.iter().any(|unit| unit.raw).then_some(&policy.whole);
+            Loaded {
+                id: &policy.id,
+                digest: policy.whole.policy_digest,
+                mode: policy.mode,
+                rules: policy.rules.iter().chain(raw).collect(),
+            }
+        })
     }
 
     /// Loads a bundle; modules that `before` holds too are taken from there. Policies whose module

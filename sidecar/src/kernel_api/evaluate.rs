@@ -144,6 +144,17 @@ impl KernelApi {
         }
     }
 
+    /// Records what the caller's own enforcement point refuses, whatever the policies say.
+    pub(super) async fn refuse_own(
+        &self,
+        caller: &Caller,
+        question: &Question,
+        reason: Reason,
+    ) -> Evaluation {
+        let reason = self.refuses_outright(caller, question).unwrap_or(reason);
+        self.refuse_action(caller, question, question.approval.as_deref(), reason).await
+    }
+
     async fn refuse_action(
         &self,
         caller: &Caller,

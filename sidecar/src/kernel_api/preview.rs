@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use aegis_api::kernel::{Caller as CallerView, Mode, Preview};
+use aegis_api::kernel::{Caller as CallerView, Mode, Policies, PolicyView, Preview, RuleView};
 use aegis_core::{
     AgentId, Timestamp,
     action::{Action, ActionKind, Protocol},
@@ -70,6 +70,27 @@ impl KernelApi {
         };
         self.shared.metrics.previews.with_label_values(&[&preview.verdict]).inc();
         Ok(preview)
+    }
+
+    /// What the caller is governed by.
+    pub(super) fn policies_of(&self, caller: &Caller) -> Policies {
+        let engine = self.shared.kernel.engine();
+        let set = engine.policies();
+        let text = |value: Value| value.as_str().map(str::to_owned).unwrap_or_default();
+        let policies = set.of_agent(&caller.principal.id).map(|loaded| {
+            let rules = loaded.rules.iter().map(|rule| RuleView {
+                name: rule.name.clone(),
+                effect: (rule.name != "rego").then(|| text(json!(rule.effect))),
+                reason: rule.reason.clone(),
+            });
+            PolicyView {
+                policy: loaded.id.to_string(),
+                digest: loaded.digest.to_string(),
+                mode: text(json!(loaded.mode)),
+                rules: rules.collect(),
+            }
+        });
+        Policies { version: engine.version(), policies: policies.collect() }
     }
 
     /// Who the caller is here.

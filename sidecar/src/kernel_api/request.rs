@@ -19,7 +19,7 @@ use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
-use serde_json::Map;
+use serde_json::{Map, Value};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{NAME, Session, evaluate::Caller, outcomes::DEADLINE, preview::refused};
@@ -34,6 +34,9 @@ const LIMITS: Limits = Limits { size: 1 << 20, depth: 64 };
 const HOOK_LIMITS: Limits = Limits { size: 4 << 20, depth: 64 };
 /// Where coding agents' hooks ask; the agent's name follows.
 const HOOKS: &str = "/v1/hooks/";
+/// What an enforcement point may say that it refuses for.
+const OWN_REASONS: [Reason; 3] =
+    [Reason::MalformedMessage, Reason::OutsideRoot, Reason::ToolUnknown];
 /// How large a request's head may be. Bytes.
 const HEAD_BYTES: usize = 16 * 1024;
 /// How long a body may take.
@@ -163,8 +166,15 @@ impl Session {
                 let bytes = self.read(&caller, &head.headers, body, LIMITS).await?;
                 self.outcome(&caller, &bytes).await
             }
+            (&Method::POST, "/v1/refusals") => {
+                let bytes = self.read(&caller, &head.headers, body, LIMITS).await?;
+                Ok(sent(StatusCode::OK, &self.refusal(&caller, &bytes).await?))
+            }
             (&Method::POST, "/v1/preview") => self.preview(&caller, &head.headers, body).await,
             (&Method::GET, "/v1/self") => Ok(sent(StatusCode::OK, &self.api.about(&caller))),
+            (&Method::GET, "/v1/policies") => {
+                Ok(sent(StatusCode::OK, &self.api.policies_of(&caller)))
+            }
             (&Method::GET, "/v1/events") => Ok(self.events(caller)),
             (&Method::GET, "/.well-known/authzen-configuration") => {
                 Ok(sent(StatusCode::OK, &self.configuration(&head.headers)))
@@ -274,6 +284,14 @@ impl Session {
         if is_deniable(error) { Ok(denied) } else { Err(no_question(error)) }
     }
 
+    /// Records what the caller has refused by itself, before any policy.
+    async fn refusal(&self, caller: &Caller, bytes: &[u8]) -> Result<Evaluation, Refusal> {
+        match evaluation(bytes, LIMITS).and_then(|question| Ok((own_reason(bytes)?, question))) {
+            Ok((reason, question)) => Ok(self.api.refuse_own(caller, &question, reason).await),
+            Err(error) => self.refused(caller, &error).await,
+        }
+    }
+
     async fn outcome(&self, caller: &Caller, bytes: &[u8]) -> Result<Response<Body>, Refusal> {
         let malformed =
             |message: String| Refusal(StatusCode::BAD_REQUEST, Reason::MalformedMessage, message);
@@ -316,6 +334,17 @@ impl Session {
             policy_decision_point: point,
         }
     }
+}
+
+/// Why an enforcement point refuses by itself, as the question's context says.
+fn own_reason(bytes: &[u8]) -> Result<Reason, QuestionError> {
+    let whole = json::parse(bytes, LIMITS)?;
+    let named = whole.get("context").and_then(|context| context.get("reason"));
+    let reason = named.and_then(Value::as_str).and_then(|code| code.parse().ok());
+    reason.filter(|reason| OWN_REASONS.contains(reason)).ok_or(QuestionError::Member {
+        member: "context.reason",
+        expected: "`malformed_message`, `outside_root` or `tool_unknown`",
+    })
 }
 
 /// Reads a whole body; never a part of one.

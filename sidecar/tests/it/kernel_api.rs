@@ -171,6 +171,65 @@ async fn who_asks_is_who_was_attested_whatever_is_claimed() {
 }
 
 #[tokio::test]
+async fn what_an_enforcement_point_refuses_by_itself_is_recorded() {
+    let point = Point::new().await;
+    // `echo` is allowed: nothing that is said here permits it, or lets it wait for its outcome.
+    let mut own = question("echo");
+    own["context"] = json!({ "reason": "outside_root" });
+    let refused = point.post("/v1/refusals", &own).await.json();
+    assert_eq!((&refused["decision"], reason(&refused)), (&json!(false), "outside_root"));
+    let entry = point.world.recorded(Kind::Decision, 1).await.remove(0);
+    assert_eq!((entry.agent_id.as_deref(), entry.result), (Some(AGENT), Outcome::Deny));
+    assert_eq!(entry.action["tool"], "echo");
+    assert_eq!(refused["context"].get("decision_id"), None);
+    // Not in another's name, and not for a reason that is the daemon's to give.
+    let mut other = own.clone();
+    other["subject"]["id"] = OTHER.into();
+    let refused = point.post("/v1/refusals", &other).await.json();
+    assert_eq!(reason(&refused), "subject_mismatch");
+    for code in [json!("policy_allowed"), json!("approved"), json!("none"), json!(1), Value::Null] {
+        own["context"]["reason"] = code;
+        let answer = point.post("/v1/refusals", &own).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST);
+    }
+    let decided = point.decided().await;
+    assert_eq!(decided.len(), 7);
+    assert!(decided.iter().all(|(_, result)| *result == Outcome::Deny), "{decided:?}");
+}
+
+/// One policy for all, one for another agent alone.
+const TOLD: &[&str] = &[
+    "rules:
+  - { name: all, effect: allow }
+  - name: never
+    effect: deny
+    reason: Not for agents.
+    when: [{ argument: $.secret, operator: exists }]
+",
+    "selector: { agents: [somebody-else] }
+rules: [{ name: others, effect: deny }]
+",
+];
+
+#[tokio::test]
+async fn an_agent_is_told_what_it_is_governed_by_and_nothing_of_others() {
+    let plan = Plan { policies: TOLD, ..Plan::default() };
+    let point = Point::in_world(World::plan(plan).await).await;
+    let mut asker = point.connect().await;
+    let answer = send(&mut asker, Method::GET, "/v1/policies", &[], "").await;
+    assert_eq!(answer.status, StatusCode::OK);
+    let told = answer.json();
+    assert_eq!(told["policies"].as_array().unwrap().len(), 1, "{told}");
+    let policy = &told["policies"][0];
+    assert!(policy["digest"].as_str().unwrap().starts_with("sha256:"), "{policy}");
+    let rules = json!([
+        { "name": "all", "effect": "allow" },
+        { "name": "never", "effect": "deny", "reason": "Not for agents." },
+    ]);
+    assert_eq!((&policy["mode"], &policy["rules"]), (&json!("enforce"), &rules));
+}
+
+#[tokio::test]
 async fn a_stranger_is_told_nothing_and_counted() {
     let plan = Plan { attested: Some(Reason::IdentityUnknown), ..Plan::default() };
     let point = Point::in_world(World::plan(plan).await).await;
@@ -180,7 +239,9 @@ async fn a_stranger_is_told_nothing_and_counted() {
         (Method::POST, "/v1/outcomes"),
         (Method::POST, "/v1/hooks/claude-code"),
         (Method::POST, "/v1/preview"),
+        (Method::POST, "/v1/refusals"),
         (Method::GET, "/v1/self"),
+        (Method::GET, "/v1/policies"),
         (Method::GET, "/v1/events"),
         (Method::GET, "/.well-known/authzen-configuration"),
     ] {
@@ -191,7 +252,7 @@ async fn a_stranger_is_told_nothing_and_counted() {
     assert_eq!(point.decided().await, []);
     point.world.route.shared.refusals.flush(&point.world.kernel).await;
     let counted = point.world.recorded(Kind::Refusals, 1).await;
-    assert_eq!(counted[0].detail["count"], 7);
+    assert_eq!(counted[0].detail["count"], 9);
 }
 
 #[tokio::test]
