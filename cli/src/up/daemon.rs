@@ -116,6 +116,16 @@ fn is_advisory(daemon: &Weak<Daemon>) -> IsAdvisory {
     Box::new(move || daemon.upgrade().is_none_or(|daemon| !control::advisory(&daemon).is_empty()))
 }
 
+/// What the folder says at the start, when nothing is in force yet that a broken document could leave standing.
+fn first_configuration(args: &Args) -> anyhow::Result<(PathBuf, Configuration)> {
+    let folder = opening::folder(&args.config)?;
+    let configuration = Configuration::read(&folder, &args.trust_domain)?;
+    if configuration.incomplete {
+        return Err(nothing_to_keep("documents", configuration.problems));
+    }
+    Ok((folder, configuration))
+}
+
 impl Daemon {
     /// Opens and binds everything; nothing is served yet.
     pub(super) async fn build(
@@ -127,11 +137,7 @@ impl Daemon {
         let lock = opening::lock(&args.state)?;
         let sockets = args.sockets.clone().unwrap_or_else(|| args.state.clone());
         let operators = Operators::new(&args.operators)?;
-        let config = opening::folder(&args.config)?;
-        let configuration = Configuration::read(&config, &args.trust_domain)?;
-        if configuration.incomplete {
-            return Err(nothing_to_keep("documents", configuration.problems));
-        }
+        let (config, configuration) = first_configuration(args)?;
         let admin = opening::bind_admin(args.admin).await?;
         let control = opening::bind_socket(&sockets.join("control.sock"), args.sockets.is_some())?;
         let doors = kernel::doors(args, &sockets).await?;
