@@ -20,6 +20,7 @@ mod limits;
 mod listing;
 mod lists;
 mod mesh;
+mod network;
 mod oauth;
 mod probes;
 mod refusals;

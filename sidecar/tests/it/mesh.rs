@@ -149,6 +149,18 @@ impl Pod {
         ports: Ports,
         reachable: Reachable,
     ) -> Self {
+        Self::start_at(Ipv4Addr::LOCALHOST, authority, id, policies, ports, reachable).await
+    }
+
+    /// One that others find at this address.
+    pub(crate) async fn start_at(
+        address: Ipv4Addr,
+        authority: &Authority,
+        id: &str,
+        policies: &'static [&'static str],
+        ports: Ports,
+        reachable: Reachable,
+    ) -> Self {
         let ledger = tempfile::tempdir().unwrap();
         let kernel = kernel(ledger.path(), &Plan { policies, ..Plan::default() }).await;
         let (drain, refusals) = (CancellationToken::new(), Arc::new(Refusals::default()));
@@ -184,7 +196,7 @@ impl Pod {
             Box::pin(async move { found })
         })));
         let outbound = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let inbound = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let inbound = TcpListener::bind((address, 0)).await.unwrap();
         let addresses = (outbound.local_addr().unwrap(), inbound.local_addr().unwrap());
         tokio::spawn(serve_outbound(Arc::clone(&caught), outbound));
         tokio::spawn(serve_inbound(Arc::clone(&caught), inbound));
