@@ -107,7 +107,7 @@ async fn run(folder: &Path, entries: u64) -> Result<(), Failure> {
         load.trim()
     );
     println!(
-        "method: one process; {APPENDERS} tasks, each waiting for its entry to be durable before the next; SQLite WAL, one fdatasync for all that was committed before it"
+        "method: one process; {APPENDERS} tasks, each waiting for its entry to be durable before the next; redo log before SQLite, one fdatasync for all that was written before it"
     );
     let sync = fdatasync(dir.path())?;
     let place = Location::Sqlite(path.clone());

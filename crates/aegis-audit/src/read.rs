@@ -1,11 +1,14 @@
 //! Reading a log: entries, tiles, proofs, checkpoints, salts. The same queries on both databases.
 //!
 //! Everything a proof needs is immutable once written, so readers take no snapshot and no lock; a
-//! tile that has grown since is cut to the width it had in the tree that was asked about.
+//! tile that has grown since is cut to the width it had in the tree that was asked about. Whatever was acknowledged
+//! before a reader is opened, or before it is asked where it reads what this process writes, is there: it waits for
+//! the redo log ([`crate::redo`]) to be moved.
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use aegis_core::Digest;
 use sqlx::postgres::{PgPool, PgPoolOptions};
@@ -16,6 +19,7 @@ use crate::checkpoint::Head;
 use crate::entry::Entry;
 use crate::note::Verifier;
 use crate::proof::TlogProof;
+use crate::redo::Redo;
 use crate::salt::Salt;
 use crate::store::{Location, SCHEMA_VERSION, SourceHead, StoreError, Tree, signed, unsigned};
 use crate::tile::{self, Edge, TILE_WIDTH, Tile};
@@ -53,6 +57,8 @@ pub struct Reader {
     pub(crate) immutable: bool,
     /// A SQLite file with lists: one of version 1 that no writer has opened since has none.
     pub(crate) lists: bool,
+    /// Of a SQLite file that this process writes: what is durable and not in the file yet.
+    redo: Option<Arc<Redo>>,
 }
 
 /// An entry as it is stored.
@@ -126,13 +132,18 @@ impl Reader {
     /// # Errors
     /// As [`Reader::open`].
     pub async fn open_copy(path: &Path) -> Result<Self, StoreError> {
-        let immutable = !crate::file::beside(path, "-wal").exists();
-        Self::open_sqlite(path, immutable).await
+        Self::open_sqlite(path, true).await
     }
 
-    async fn open_sqlite(path: &Path, immutable: bool) -> Result<Self, StoreError> {
+    async fn open_sqlite(path: &Path, copy: bool) -> Result<Self, StoreError> {
         crate::file::check_file(path)?;
         let place = Location::Sqlite(path.to_owned());
+        let file = path.to_owned();
+        let caught_up = tokio::task::spawn_blocking(move || crate::sqlite::catch_up(&file)).await;
+        caught_up.unwrap_or_else(|error| {
+            Err(StoreError::Unavailable { place: place.to_string(), why: error.to_string() })
+        })?;
+        let immutable = copy && !crate::file::beside(path, "-wal").exists();
         let pool = SqlitePoolOptions::new()
             .max_connections(4)
             .test_before_acquire(false)
@@ -143,17 +154,30 @@ impl Reader {
     }
 
     async fn checked(pool: Pool, place: Location, immutable: bool) -> Result<Self, StoreError> {
-        let mut reader = Self { pool, place, immutable, lists: false };
+        let mut reader = Self { pool, place, immutable, lists: false, redo: None };
         let schema = reader.schema().await?;
         reader.lists = schema >= 2 && matches!(reader.pool, Pool::Sqlite(_));
         Ok(reader)
+    }
+
+    /// Reads what the writer in this process has acknowledged.
+    pub(crate) fn following(self, redo: Option<Arc<Redo>>) -> Self {
+        Self { redo, ..self }
+    }
+
+    /// The tables once they have everything that was acknowledged before.
+    pub(crate) async fn current(&self) -> &Pool {
+        if let Some(redo) = &self.redo {
+            redo.caught_up().await;
+        }
+        &self.pool
     }
 
     /// The version of its tables, one that this program knows.
     async fn schema(&self) -> Result<i64, StoreError> {
         let sql = "SELECT schema FROM audit_head WHERE id = 1";
         let found: Result<Option<i64>, sqlx::Error> =
-            on!(&self.pool, pool => sqlx::query_scalar(sql).fetch_optional(pool).await);
+            on!(self.current().await, pool => sqlx::query_scalar(sql).fetch_optional(pool).await);
         let place = self.place.to_string();
         match found {
             Ok(Some(found @ 1..=SCHEMA_VERSION)) => Ok(found),
@@ -191,7 +215,7 @@ impl Reader {
     pub async fn head(&self) -> Result<Head, StoreError> {
         let sql = "SELECT size, root FROM audit_head WHERE id = 1";
         let (size, root): (i64, Vec<u8>) =
-            on!(&self.pool, pool => sqlx::query_as(sql).fetch_one(pool).await)
+            on!(self.current().await, pool => sqlx::query_as(sql).fetch_one(pool).await)
                 .map_err(|e| self.failed(&e))?;
         Ok(Head { size: unsigned(size), root: self.hash(&root)? })
     }
@@ -200,7 +224,7 @@ impl Reader {
     pub(crate) async fn uncovered(&self) -> Result<Option<i64>, StoreError> {
         let sql = "SELECT idx FROM audit_entries \
                    WHERE idx < 0 OR idx >= (SELECT size FROM audit_head WHERE id = 1) LIMIT 1";
-        on!(&self.pool, pool => sqlx::query_scalar(sql).fetch_optional(pool).await)
+        on!(self.current().await, pool => sqlx::query_scalar(sql).fetch_optional(pool).await)
             .map_err(|e| self.failed(&e))
     }
 
@@ -211,8 +235,9 @@ impl Reader {
     /// When the store cannot be read or holds no key.
     pub async fn verifier(&self) -> Result<Verifier, StoreError> {
         let sql = "SELECT verifier FROM audit_head WHERE id = 1";
-        let text: String = on!(&self.pool, pool => sqlx::query_scalar(sql).fetch_one(pool).await)
-            .map_err(|e| self.failed(&e))?;
+        let text: String =
+            on!(self.current().await, pool => sqlx::query_scalar(sql).fetch_one(pool).await)
+                .map_err(|e| self.failed(&e))?;
         text.parse().map_err(|e| self.corrupt(format!("its verifier key is refused: {e}")))
     }
 
@@ -222,7 +247,7 @@ impl Reader {
     /// When the store cannot be read.
     pub async fn checkpoint(&self) -> Result<Option<String>, StoreError> {
         let sql = "SELECT note FROM audit_checkpoints ORDER BY size DESC LIMIT 1";
-        on!(&self.pool, pool => sqlx::query_scalar(sql).fetch_optional(pool).await)
+        on!(self.current().await, pool => sqlx::query_scalar(sql).fetch_optional(pool).await)
             .map_err(|e| self.failed(&e))
     }
 
@@ -241,7 +266,7 @@ impl Reader {
     pub async fn entries(&self, range: Range<u64>) -> Result<Vec<Stored>, StoreError> {
         let sql = select_entries!("WHERE e.idx >= $1 AND e.idx < $2 ORDER BY e.idx");
         let (start, end) = (signed(range.start), signed(range.end));
-        let rows: Vec<StoredRow> = on!(&self.pool, pool => {
+        let rows: Vec<StoredRow> = on!(self.current().await, pool => {
             sqlx::query_as(sql).bind(start).bind(end).fetch_all(pool).await
         })
         .map_err(|e| self.failed(&e))?;
@@ -292,7 +317,7 @@ impl Reader {
              FROM wanted w JOIN audit_tiles t ON t.level = w.level AND t.idx = w.idx",
             places.join(", ")
         );
-        let rows: Result<Vec<(i64, i64, Vec<u8>)>, sqlx::Error> = on!(&self.pool, pool => {
+        let rows: Result<Vec<(i64, i64, Vec<u8>)>, sqlx::Error> = on!(self.current().await, pool => {
             let mut query = sqlx::query_as(AssertSqlSafe(sql));
             for tile in wanted {
                 query = query.bind(i64::from(tile.level)).bind(signed(tile.index));
@@ -320,7 +345,7 @@ impl Reader {
         let sql = "SELECT leaf FROM audit_entries WHERE idx >= $1 AND idx < $2 ORDER BY idx";
         let start = tile.index.saturating_mul(TILE_WIDTH);
         let (start, end) = (signed(start), signed(start.saturating_add(tile.width)));
-        let rows: Vec<Vec<u8>> = on!(&self.pool, pool => {
+        let rows: Vec<Vec<u8>> = on!(self.current().await, pool => {
             sqlx::query_scalar(sql).bind(start).bind(end).fetch_all(pool).await
         })
         .map_err(|e| self.failed(&e))?;
@@ -356,7 +381,7 @@ impl Reader {
     /// When the store cannot be read.
     pub async fn salt(&self, index: u64) -> Result<Option<Salt>, StoreError> {
         let sql = "SELECT salt FROM audit_salts WHERE idx = $1";
-        let bytes: Option<Vec<u8>> = on!(&self.pool, pool => {
+        let bytes: Option<Vec<u8>> = on!(self.current().await, pool => {
             sqlx::query_scalar(sql).bind(signed(index)).fetch_optional(pool).await
         })
         .map_err(|e| self.failed(&e))?;
@@ -468,7 +493,7 @@ impl Reader {
         let sql = "SELECT e.sequence, e.leaf, e.kind FROM audit_entries e \
                    WHERE e.source = (SELECT id FROM audit_sources WHERE name = $1) \
                    ORDER BY e.sequence DESC LIMIT 1";
-        let row: Option<(i64, Vec<u8>, String)> = on!(&self.pool, pool => {
+        let row: Option<(i64, Vec<u8>, String)> = on!(self.current().await, pool => {
             sqlx::query_as(sql).bind(name.to_owned()).fetch_optional(pool).await
         })
         .map_err(|e| self.failed(&e))?;

@@ -1,10 +1,10 @@
 //! The log in a SQLite file: WAL, mode 0600, one writer ([`crate::file`]).
 //!
-//! A commit is durable after an `fdatasync` of the write-ahead log ([`Wal::sync`]), which SQLite leaves to us
-//! (`synchronous=NORMAL`, sqlite.org/pragma.html): with `FULL` it would do the same, within the commit. The writer's
-//! thread calls SQLite itself, with prepared statements and borrowed values: what is left is SQLite's own work. Copying the
-//! write-ahead log into the database (SQLite's own "checkpoint") runs on another connection, off the
-//! append path ([`crate::flush`]), because it is what makes the tail of commit times.
+//! A batch is durable in the redo log ([`crate::redo`]) before [`Tables`] has it, so SQLite need not sync each
+//! transaction (`synchronous=NORMAL`, sqlite.org/pragma.html): its write-ahead log is synced before the redo log
+//! is begun anew ([`Tables::sync`]). Prepared statements and borrowed values leave SQLite's own work. Copying
+//! the write-ahead log into the database (SQLite's own "checkpoint") runs on another connection ([`crate::flush`]),
+//! because it is what makes the tail of commit times.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -12,8 +12,7 @@ use std::io;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rusqlite::{
@@ -23,12 +22,20 @@ use rusqlite::{
 use crate::file::{Held, beside, check_file, lock, sync_folder};
 use crate::flush::{FLUSH_BY_FORCE, Flusher};
 use crate::lists;
+use crate::mover::Mover;
 use crate::read::APPLICATION_ID;
-use crate::store::{Batch, Location, SCHEMA_VERSION, StoreError, signed};
+use crate::redo::{self, Redo};
+use crate::store::{Batch, Location, SCHEMA_VERSION, StoreError, signed, unsigned};
 
 /// Opened by its path and never created: only [`create`] makes a log. One thread at a time uses a
 /// connection, so it needs no lock of its own.
 const WRITING: OpenFlags = OpenFlags::SQLITE_OPEN_READ_WRITE.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
+
+/// How many sources' ids are remembered.
+const MAX_SOURCES: usize = 65_536;
+
+/// How long a reader of another process waits for a writer to have moved what it has acknowledged.
+const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// The one index is for the chains of sources. By what else entries are found, see [`lists`].
 const SCHEMA: &str = "
@@ -121,12 +128,12 @@ fn fill(conn: &mut Connection, verifier: &str) -> rusqlite::Result<()> {
 }
 
 /// The write-ahead log, as far as it has to be synced.
-#[derive(Clone, Debug)]
-pub(crate) struct Wal {
+#[derive(Debug)]
+struct Wal {
     path: PathBuf,
-    file: Arc<Mutex<File>>,
+    file: File,
     /// A sync failed: the disk may lack what was committed, and a later sync that succeeds would not say so.
-    unsure: Arc<AtomicBool>,
+    unsure: bool,
 }
 
 impl Wal {
@@ -135,52 +142,38 @@ impl Wal {
         let path = beside(database, "-wal");
         let file = File::open(&path).map_err(|e| StoreError::file(&path, &e))?;
         sync_folder(&path).map_err(|e| StoreError::file(&path, &e))?;
-        Ok(Self { path, file: Arc::new(Mutex::new(file)), unsure: Arc::default() })
-    }
-
-    /// Makes durable what was committed before.
-    pub(crate) fn sync(&self) -> Result<(), StoreError> {
-        self.file.lock().sync_data().map_err(|error| {
-            self.unsure.store(true, Ordering::Relaxed);
-            StoreError::file(&self.path, &error)
-        })
+        Ok(Self { path, file, unsure: false })
     }
 }
 
-/// The writer's side of a SQLite log.
+/// The tables, and whoever holds the lock on the log fills them.
 #[derive(Debug)]
-pub(crate) struct SqliteStore {
+pub(crate) struct Tables {
     path: PathBuf,
     place: Location,
     conn: Connection,
     epoch: i64,
-    source: i64,
+    sources: HashMap<String, i64>,
     wal: Wal,
     flusher: Flusher,
-    _held: Held,
-    _lock: File,
 }
 
-impl SqliteStore {
-    /// Opens the log for writing, creating it if the file is absent or empty.
-    pub(crate) fn open(path: &Path, verifier: &str, source: &str) -> Result<Self, StoreError> {
-        let lock = lock(path)?;
-        prepare_file(path, verifier)?;
-        let held = Held::new(path)?;
-        let place = Location::Sqlite(path.to_owned());
-        let mut conn = connect(path).map_err(|e| StoreError::sqlite(&place, &e))?;
-        let (epoch, source) = begin(&mut conn, &place, verifier, source)?;
+impl Tables {
+    /// The tables of a log whose head has this epoch.
+    fn new(path: &Path, conn: Connection, epoch: i64) -> Result<Self, StoreError> {
         Ok(Self {
             path: path.to_owned(),
-            wal: Wal::open(path)?,
-            flusher: Flusher::new(path.to_owned()),
-            place,
+            place: Location::Sqlite(path.to_owned()),
             conn,
             epoch,
-            source,
-            _held: held,
-            _lock: lock,
+            sources: HashMap::new(),
+            wal: Wal::open(path)?,
+            flusher: Flusher::new(path.to_owned()),
         })
+    }
+
+    pub(crate) const fn place(&self) -> &Location {
+        &self.place
     }
 
     fn failed(&self, error: &rusqlite::Error) -> StoreError {
@@ -191,84 +184,66 @@ impl SqliteStore {
         StoreError::Fenced { place: self.place.to_string() }
     }
 
-    pub(crate) const fn wal(&self) -> &Wal {
-        &self.wal
-    }
-
-    /// Writes a batch in one transaction, or nothing. It is durable after [`Wal::sync`].
-    pub(crate) fn commit(&mut self, batch: &Batch<'_>) -> Result<(), StoreError> {
+    /// Writes batches that follow one another in one transaction, or nothing. They are in the database's files
+    /// durably after [`Tables::sync`].
+    pub(crate) fn commit(&mut self, batches: &[Batch<'_>]) -> Result<(), StoreError> {
         if self.flusher.pending() > FLUSH_BY_FORCE {
             self.flusher.flush_on(&self.conn);
         }
-        match self.write(batch) {
+        match self.write(batches) {
             Ok(true) => {
-                let bytes: usize = batch.rows.iter().map(|row| row.body.len() + 400).sum();
+                let rows = batches.iter().flat_map(|batch| &batch.rows);
+                let bytes: usize = rows.map(|row| row.body.len() + 400).sum();
                 self.flusher.written(bytes as u64);
                 Ok(())
             }
             Ok(false) => Err(self.fenced()),
-            Err(error) => Err(self.failed(&error)),
+            Err(error) => {
+                // What it names may have been rolled back.
+                self.sources.clear();
+                Err(self.failed(&error))
+            }
         }
     }
 
     /// Whether the head let itself be moved; a transaction that does not end well is rolled back.
-    fn write(&mut self, batch: &Batch<'_>) -> rusqlite::Result<bool> {
+    fn write(&mut self, batches: &[Batch<'_>]) -> rusqlite::Result<bool> {
+        let (Some(first), Some(last)) = (batches.first(), batches.last()) else { return Ok(true) };
         let tx = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let head = batch.head;
         let moved = tx.prepare_cached(MOVE_HEAD)?.execute((
-            signed(head.size),
-            head.root.as_bytes(),
+            signed(last.head.size),
+            last.head.root.as_bytes(),
             self.epoch,
-            signed(batch.from),
+            signed(first.from),
         ))?;
         if moved != 1 {
             return Ok(false);
         }
-        let mut insert = tx.prepare_cached(INSERT_ENTRY)?;
-        let mut sources = HashMap::new();
-        for row in &batch.rows {
-            let source = match row.source {
-                None => self.source,
-                Some(name) => match sources.get(name) {
-                    Some(id) => *id,
-                    None => {
-                        let id = source_id(&tx, name)?;
-                        sources.insert(name, id);
-                        id
-                    }
-                },
-            };
-            let columns = &row.columns;
-            insert.execute(params![
-                signed(row.index),
-                source,
-                signed(row.sequence),
-                row.leaf.as_bytes(),
-                columns.timestamp,
-                columns.kind,
-                columns.result,
-                columns.agent_id,
-                columns.reason,
-                columns.server,
-                columns.tool,
-                columns.decision_id,
-                row.body,
-            ])?;
+        if self.sources.len() > MAX_SOURCES {
+            self.sources.clear();
         }
-        drop(insert);
-        for (index, salt) in &batch.salts {
-            tx.prepare_cached(INSERT_SALT)?.execute((signed(*index), salt.as_bytes()))?;
+        for batch in batches {
+            insert(&tx, &mut self.sources, batch)?;
         }
-        for (tile, hashes) in &batch.tiles {
-            tx.prepare_cached(PUT_TILE)?.execute((tile.level, signed(tile.index), hashes))?;
-        }
-        lists::list(&tx, batch.from, head.size)?;
+        lists::list(&tx, first.from, last.head.size)?;
         tx.commit()?;
         Ok(true)
     }
 
+    /// Makes durable what was committed.
+    pub(crate) fn sync(&mut self) -> Result<(), StoreError> {
+        if self.wal.unsure {
+            self.copy_all()?;
+            self.wal.unsure = false;
+        }
+        self.wal.file.sync_data().map_err(|error| {
+            self.wal.unsure = true;
+            StoreError::file(&self.wal.path, &error)
+        })
+    }
+
     /// Starts over with a fresh connection after a failure: whatever was half done is rolled back.
-    pub(crate) fn reconnect(&mut self) -> Result<(), StoreError> {
+    fn reconnect(&mut self) -> Result<(), StoreError> {
         let conn = connect(&self.path).map_err(|e| self.failed(&e))?;
         // The old connection may be unable to close in order; dropping it is enough.
         drop(std::mem::replace(&mut self.conn, conn));
@@ -278,11 +253,8 @@ impl SqliteStore {
         if epoch != self.epoch {
             return Err(self.fenced());
         }
-        if self.wal.unsure.load(Ordering::Relaxed) {
-            self.copy_all()?;
-            self.wal.unsure.store(false, Ordering::Relaxed);
-        }
-        *self.wal.file.lock() =
+        self.sources.clear();
+        self.wal.file =
             File::open(&self.wal.path).map_err(|e| StoreError::file(&self.wal.path, &e))?;
         Ok(())
     }
@@ -300,21 +272,6 @@ impl SqliteStore {
         Err(StoreError::Unavailable { place: self.place.to_string(), why })
     }
 
-    pub(crate) fn save_checkpoint(&self, size: u64, note: &str) -> Result<(), StoreError> {
-        self.conn
-            .prepare_cached("INSERT OR REPLACE INTO audit_checkpoints (size, note) VALUES (?, ?)")
-            .and_then(|mut insert| insert.execute((signed(size), note)))
-            .map(drop)
-            .map_err(|e| self.failed(&e))
-    }
-
-    /// Erases salts for good: overwritten in the database, and gone from the write-ahead log.
-    pub(crate) fn erase_salts(&mut self, indices: &[u64]) -> Result<u64, StoreError> {
-        let erased = self.delete_salts(indices).map_err(|e| self.failed(&e))?;
-        self.truncate_wal()?;
-        Ok(erased)
-    }
-
     fn delete_salts(&mut self, indices: &[u64]) -> rusqlite::Result<u64> {
         let tx = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut erased = 0;
@@ -328,20 +285,15 @@ impl SqliteStore {
         Ok(erased)
     }
 
-    /// Deletes the entries below `below` and their salts, and checkpoints that a later one covers. The
-    /// head, the tiles and the last entries stay, so that the chain goes on.
-    pub(crate) fn forget(&mut self, below: u64) -> Result<(), StoreError> {
+    fn forget(&mut self, below: u64) -> rusqlite::Result<()> {
         let below = signed(below);
-        let deleted =
-            self.conn.transaction_with_behavior(TransactionBehavior::Immediate).and_then(|tx| {
-                let below: i64 = tx.query_row(FORGETTABLE, (below,), |row| row.get(0))?;
-                lists::unlist(&tx, below)?;
-                tx.execute("DELETE FROM audit_salts WHERE idx < ?", (below,))?;
-                tx.execute("DELETE FROM audit_entries WHERE idx < ?", (below,))?;
-                tx.execute(FORGET_CHECKPOINTS, ())?;
-                tx.commit()
-            });
-        deleted.map_err(|e| self.failed(&e))
+        let tx = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let below: i64 = tx.query_row(FORGETTABLE, (below,), |row| row.get(0))?;
+        lists::unlist(&tx, below)?;
+        tx.execute("DELETE FROM audit_salts WHERE idx < ?", (below,))?;
+        tx.execute("DELETE FROM audit_entries WHERE idx < ?", (below,))?;
+        tx.execute(FORGET_CHECKPOINTS, ())?;
+        tx.commit()
     }
 
     fn truncate_wal(&self) -> Result<(), StoreError> {
@@ -355,11 +307,212 @@ impl SqliteStore {
         let why = "a reader holds its write-ahead log open; try again when it is done".to_owned();
         Err(StoreError::Unavailable { place: self.place.to_string(), why })
     }
+}
+
+/// Puts a batch's entries, salts and tiles into the tables.
+fn insert(
+    tx: &Transaction<'_>,
+    sources: &mut HashMap<String, i64>,
+    batch: &Batch<'_>,
+) -> rusqlite::Result<()> {
+    let mut insert = tx.prepare_cached(INSERT_ENTRY)?;
+    for row in &batch.rows {
+        let name = row.source.unwrap_or_default();
+        let source = match sources.get(name) {
+            Some(id) => *id,
+            None => {
+                let id = source_id(tx, name)?;
+                sources.insert(name.to_owned(), id);
+                id
+            }
+        };
+        let columns = &row.columns;
+        insert.execute(params![
+            signed(row.index),
+            source,
+            signed(row.sequence),
+            row.leaf.as_bytes(),
+            columns.timestamp,
+            columns.kind,
+            columns.result,
+            columns.agent_id,
+            columns.reason,
+            columns.server,
+            columns.tool,
+            columns.decision_id,
+            row.body.as_ref(),
+        ])?;
+    }
+    for (index, salt) in &batch.salts {
+        tx.prepare_cached(INSERT_SALT)?.execute((signed(*index), salt.as_bytes()))?;
+    }
+    for (tile, hashes) in &batch.tiles {
+        tx.prepare_cached(PUT_TILE)?.execute((tile.level, signed(tile.index), hashes))?;
+    }
+    Ok(())
+}
+
+/// Brings the tables up to what a process that did not close the log has left in its redo log.
+///
+/// # Errors
+/// When that cannot be read or written, or does not continue the database.
+fn recover(path: &Path, verifier: &str) -> Result<(), StoreError> {
+    let left = redo::left(path)?;
+    let place = Location::Sqlite(path.to_owned());
+    let failed = |e: rusqlite::Error| StoreError::sqlite(&place, &e);
+    if left.size() == 0 {
+        return Ok(());
+    }
+    let conn = connect(path).map_err(failed)?;
+    let sql = "SELECT size, epoch FROM audit_head WHERE id = 1";
+    let head = conn.query_row(sql, (), |row| Ok((row.get(0)?, row.get(1)?))).optional();
+    // Whoever opens the log says what is wrong with one that has no head.
+    let Some((size, epoch)) = head.map_err(failed)? else { return Ok(()) };
+    let batches = left.beyond(path, verifier, unsigned(size))?;
+    if batches.is_empty() {
+        return Ok(());
+    }
+    let entries: usize = batches.iter().map(|batch| batch.rows.len()).sum();
+    tracing::info!(place = %place, entries, "moving what was left in the redo log into the database");
+    let mut tables = Tables::new(path, conn, epoch)?;
+    tables.commit(&batches)?;
+    tables.sync()
+}
+
+/// For readers: waits until the database has all that was durable when it was called. What nobody writes any more is
+/// moved here.
+///
+/// # Errors
+/// When it has not, and why.
+pub(crate) fn catch_up(path: &Path) -> Result<(), StoreError> {
+    let size = redo::left(path)?.size();
+    let until = Instant::now() + CATCH_UP;
+    loop {
+        let immutable = !beside(path, "-wal").exists();
+        let head = connect_to_read(path, immutable).and_then(|conn| {
+            let sql = "SELECT size, verifier FROM audit_head WHERE id = 1";
+            conn.query_row(sql, (), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))
+        });
+        // What is wrong with the database will be said by whoever reads on.
+        let Ok((has, verifier)) = head else { return Ok(()) };
+        if unsigned(has) >= size {
+            return Ok(());
+        }
+        match lock(path) {
+            Ok(_lock) => return recover(path, &verifier),
+            Err(StoreError::Locked { .. }) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Err(error) => {
+                let (place, entries) = (path.display().to_string(), size - unsigned(has));
+                let why = match error {
+                    StoreError::Locked { .. } => {
+                        format!(
+                            "its writer has not moved {entries} entries from the redo log into it"
+                        )
+                    }
+                    error => format!(
+                        "{entries} entries are in its redo log alone; copy all its files to where you may write ({error})"
+                    ),
+                };
+                return Err(StoreError::Unavailable { place, why });
+            }
+        }
+    }
+}
+
+/// The writer's side of a SQLite log.
+#[derive(Debug)]
+pub(crate) struct SqliteStore {
+    place: Location,
+    tables: Arc<Mutex<Tables>>,
+    redo: Arc<Redo>,
+    mover: Mover,
+    _held: Held,
+    _lock: File,
+}
+
+impl SqliteStore {
+    /// Opens the log for writing, creating it if the file is absent or empty.
+    pub(crate) fn open(path: &Path, verifier: &str, source: &str) -> Result<Self, StoreError> {
+        let lock = lock(path)?;
+        prepare_file(path, verifier)?;
+        let held = Held::new(path)?;
+        let place = Location::Sqlite(path.to_owned());
+        let mut conn = connect(path).map_err(|e| StoreError::sqlite(&place, &e))?;
+        let (epoch, size) = begin(&mut conn, &place, verifier)?;
+        let size = match redo::left(path)?.size() {
+            left if left > size => {
+                recover(path, verifier)?;
+                left
+            }
+            _ => size,
+        };
+        let mut tables = Tables::new(path, conn, epoch)?;
+        tables.sync()?;
+        let redo = Arc::new(Redo::open(path, verifier, source, size)?);
+        let tables = Arc::new(Mutex::new(tables));
+        let mover = Mover::start(Arc::clone(&redo), Arc::clone(&tables)).map_err(|error| {
+            let why = format!("cannot start the thread that fills its tables: {error}");
+            StoreError::Unavailable { place: place.to_string(), why }
+        })?;
+        Ok(Self { place, tables, redo, mover, _held: held, _lock: lock })
+    }
+
+    pub(crate) const fn redo(&self) -> &Arc<Redo> {
+        &self.redo
+    }
+
+    /// Starts over after a failure. What is durable is moved; what was written and not synced is gone.
+    pub(crate) fn reconnect(&self) -> Result<(), StoreError> {
+        self.redo.settle()?;
+        let mut tables = self.tables.lock();
+        tables.reconnect()?;
+        if self.redo.is_unsure() {
+            tables.sync()?;
+            self.redo.clear()?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn save_checkpoint(&self, size: u64, note: &str) -> Result<(), StoreError> {
+        let tables = self.tables.lock();
+        tables
+            .conn
+            .prepare_cached("INSERT OR REPLACE INTO audit_checkpoints (size, note) VALUES (?, ?)")
+            .and_then(|mut insert| insert.execute((signed(size), note)))
+            .map(drop)
+            .map_err(|e| tables.failed(&e))
+    }
+
+    /// Erases salts for good: overwritten in the database, and gone from the write-ahead log and the redo log.
+    pub(crate) fn erase_salts(&self, indices: &[u64]) -> Result<u64, StoreError> {
+        self.redo.settle()?;
+        let mut tables = self.tables.lock();
+        let erased =
+            tables.delete_salts(indices).map_err(|e| StoreError::sqlite(&self.place, &e))?;
+        tables.truncate_wal()?;
+        self.redo.clear()?;
+        Ok(erased)
+    }
+
+    /// Deletes the entries below `below` and their salts, and checkpoints that a later one covers. The
+    /// head, the tiles and the last entries stay, so that the chain goes on.
+    pub(crate) fn forget(&self, below: u64) -> Result<(), StoreError> {
+        self.tables.lock().forget(below).map_err(|e| StoreError::sqlite(&self.place, &e))
+    }
 
     /// Leaves one whole database file behind, as far as readers let it.
     pub(crate) fn close(mut self) {
-        self.flusher.stop();
-        if let Err(error) = self.truncate_wal() {
+        let settled = self.redo.settle();
+        self.mover.stop();
+        let mut tables = self.tables.lock();
+        tables.flusher.stop();
+        match settled.and_then(|()| tables.sync()) {
+            Ok(()) => self.redo.remove(),
+            Err(error) => tracing::error!(%error, "left entries in the redo log"),
+        }
+        if let Err(error) = tables.truncate_wal() {
             tracing::debug!(%error, "left the write-ahead log in place");
         }
     }
@@ -405,8 +558,7 @@ fn begin(
     conn: &mut Connection,
     place: &Location,
     verifier: &str,
-    source: &str,
-) -> Result<(i64, i64), StoreError> {
+) -> Result<(i64, u64), StoreError> {
     let failed = |e: rusqlite::Error| StoreError::sqlite(place, &e);
     let found: i64 = conn.query_row("PRAGMA user_version", (), |row| row.get(0)).map_err(failed)?;
     if found > SCHEMA_VERSION {
@@ -415,13 +567,13 @@ fn begin(
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
     let taken = tx
         .query_row(
-            "UPDATE audit_head SET epoch = epoch + 1 WHERE id = 1 RETURNING epoch, verifier",
+            "UPDATE audit_head SET epoch = epoch + 1 WHERE id = 1 RETURNING epoch, verifier, size",
             (),
-            |row| Ok((row.get(0)?, row.get::<_, String>(1)?)),
+            |row| Ok((row.get(0)?, row.get::<_, String>(1)?, row.get(2)?)),
         )
         .optional()
         .map_err(failed)?;
-    let Some((epoch, ours)) = taken else {
+    let Some((epoch, ours, size)) = taken else {
         let why = "its head row is missing".to_owned();
         return Err(StoreError::Corrupt { place: place.to_string(), why });
     };
@@ -435,9 +587,8 @@ fn begin(
     if found < SCHEMA_VERSION {
         lists::upgrade(&tx).map_err(failed)?;
     }
-    let id = source_id(&tx, source).map_err(failed)?;
     tx.commit().map_err(failed)?;
-    Ok((epoch, id))
+    Ok((epoch, unsigned(size)))
 }
 
 /// The row of a source, made if there is none.

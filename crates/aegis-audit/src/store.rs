@@ -4,6 +4,7 @@
 //! batches. The head row carries size, root and the sequencer's fencing epoch. Salts stand in their
 //! own table: erasing one leaves the log as it was.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -244,7 +245,7 @@ pub(crate) struct Row<'a> {
     pub(crate) source: Option<&'a str>,
     pub(crate) sequence: u64,
     pub(crate) leaf: Digest,
-    pub(crate) body: Vec<u8>,
+    pub(crate) body: Cow<'a, [u8]>,
     pub(crate) columns: Columns<'a>,
 }
 

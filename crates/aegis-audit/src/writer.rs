@@ -1,12 +1,13 @@
-//! The writer thread: takes what is queued, chains and hashes it, commits it in one transaction.
+//! The writer thread: takes what is queued, chains and hashes it, writes it as one batch.
 //!
-//! The tree in memory moves only when the store has committed, so a failed transaction leaves
-//! nothing behind. Callers hear of it once it is durable ([`durable`]). After a failure the connection is opened anew
-//! and the tree is read back, because a commit whose sync failed may still have happened.
+//! The tree in memory moves only when the store has taken the batch: Postgres in a transaction, SQLite's log in its
+//! redo log ([`crate::redo`]). Callers hear of it once it is durable ([`durable`]). After a failure the connection is
+//! opened anew and the tree is read back, because a batch whose sync failed may still have been written.
 
 mod durable;
 mod import;
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,6 +25,7 @@ use crate::journal::{AppendError, Command, Committed, Counters, Options, Pending
 use crate::note::Signer;
 use crate::postgres::PostgresStore;
 use crate::read::Reader;
+use crate::redo::Redo;
 use crate::sqlite::SqliteStore;
 use crate::store::{Batch, Location, Row, SourceHead, StoreError, Tree};
 use crate::writer::durable::{Announcer, Durable, Written};
@@ -43,7 +45,7 @@ enum Store {
 impl Store {
     async fn commit(&mut self, batch: &Batch<'_>) -> Result<(), StoreError> {
         match self {
-            Self::Sqlite(store) => store.commit(batch),
+            Self::Sqlite(store) => store.redo().write(batch),
             Self::Postgres(store) => store.commit(batch).await,
         }
     }
@@ -58,8 +60,24 @@ impl Store {
     /// Makes durable what was committed.
     fn sync(&mut self) -> Result<(), StoreError> {
         match self {
-            Self::Sqlite(store) => store.wal().sync(),
+            Self::Sqlite(store) => store.redo().sync(),
             Self::Postgres(_) => Ok(()),
+        }
+    }
+
+    /// Waits until the tables have what is durable.
+    fn settle(&self) -> Result<(), StoreError> {
+        match self {
+            Self::Sqlite(store) => store.redo().settle(),
+            Self::Postgres(_) => Ok(()),
+        }
+    }
+
+    /// What its readers wait for.
+    fn redo(&self) -> Option<Arc<Redo>> {
+        match self {
+            Self::Sqlite(store) => Some(Arc::clone(store.redo())),
+            Self::Postgres(_) => None,
         }
     }
 
@@ -97,6 +115,7 @@ impl Store {
 pub(crate) struct Started {
     pub(crate) head: watch::Receiver<Head>,
     pub(crate) checkpoint: watch::Receiver<Arc<str>>,
+    pub(crate) redo: Option<Arc<Redo>>,
     pub(crate) thread: std::thread::JoinHandle<()>,
 }
 
@@ -125,12 +144,13 @@ pub(crate) async fn start(
         })
         .map_err(|error| failed(format!("cannot start its writer thread: {error}")))?;
     let ended = || failed("its writer ended while starting".into());
-    let (head, checkpoint) = opened.await.map_err(|_| ended())??;
-    Ok(Started { head, checkpoint, thread })
+    let (head, checkpoint, redo) = opened.await.map_err(|_| ended())??;
+    Ok(Started { head, checkpoint, redo, thread })
 }
 
-type Ready =
-    oneshot::Sender<Result<(watch::Receiver<Head>, watch::Receiver<Arc<str>>), StoreError>>;
+/// What its callers see of a log.
+type Seen = (watch::Receiver<Head>, watch::Receiver<Arc<str>>, Option<Arc<Redo>>);
+type Ready = oneshot::Sender<Result<Seen, StoreError>>;
 
 async fn main(
     place: Location,
@@ -141,8 +161,8 @@ async fn main(
 ) {
     let interval = options.checkpoint_interval;
     let mut writer = match Writer::open(place, options, counters).await {
-        Ok((writer, head, checkpoint)) => {
-            let _ = ready.send(Ok((head, checkpoint)));
+        Ok((writer, seen)) => {
+            let _ = ready.send(Ok(seen));
             writer
         }
         Err(error) => {
@@ -226,7 +246,7 @@ impl Writer {
         place: Location,
         options: Options,
         counters: Arc<Counters>,
-    ) -> Result<(Self, watch::Receiver<Head>, watch::Receiver<Arc<str>>), StoreError> {
+    ) -> Result<(Self, Seen), StoreError> {
         let verifier = options.signer.verifier().to_string();
         let (store, saved) = match &place {
             Location::Sqlite(path) => {
@@ -239,7 +259,7 @@ impl Writer {
                 (Store::Postgres(Box::new(store)), options.saved_checkpoint)
             }
         };
-        let reader = Reader::open(&place).await?;
+        let reader = Reader::open(&place).await?.following(store.redo());
         let tree = reader.tree().await?;
         let chain = reader.source(&options.source).await?;
         let signed =
@@ -255,8 +275,8 @@ impl Writer {
         let durable = match &store {
             Store::Postgres(_) => Durable::Here(announcer),
             Store::Sqlite(store) => {
-                let wal = store.wal().clone();
-                Durable::synced(announcer, Box::new(move || wal.sync())).map_err(|error| {
+                let redo = Arc::clone(store.redo());
+                Durable::synced(announcer, Box::new(move || redo.sync())).map_err(|error| {
                     let why = format!("cannot start the thread that syncs it: {error}");
                     StoreError::Unavailable { place: place.to_string(), why }
                 })?
@@ -283,7 +303,8 @@ impl Writer {
             checkpoint,
         };
         writer.opened().await?;
-        Ok((writer, head_seen, checkpoint_seen))
+        let redo = writer.store.redo();
+        Ok((writer, (head_seen, checkpoint_seen, redo)))
     }
 
     /// Records that the journal was opened, and whether it had been closed in order.
@@ -388,6 +409,8 @@ impl Writer {
     async fn sign(&mut self) -> Result<String, StoreError> {
         self.refresh().await?;
         self.settle().map_err(Arc::unwrap_or_clone)?;
+        // A checkpoint covers what a copy of the database would have.
+        self.store.settle().inspect_err(|error| self.failed(error))?;
         let head = self.tree.head();
         let place = self.place.to_string();
         if head.size < self.signed {
@@ -459,6 +482,8 @@ impl Writer {
         if !self.stale {
             return Ok(());
         }
+        // What is on its way arrives, or is refused.
+        let _ = self.settle();
         if let Err(error) = self.store.reconnect().await {
             self.failed(&error);
             return Err(error);
@@ -492,6 +517,7 @@ impl Writer {
                 salts.push((index, salt));
             }
             let columns = (&pending.draft).into();
+            let body = Cow::Owned(body);
             rows.push(Row { index, source: None, sequence, leaf, body, columns });
             committed.push(Committed { index, leaf });
         }

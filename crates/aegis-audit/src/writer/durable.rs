@@ -1,8 +1,8 @@
-//! From written to durable: SQLite writes a batch, the disk gets it, and only then does anybody hear of it.
+//! From written to durable: a batch is written, the disk gets it, and only then does anybody hear of it.
 //!
-//! SQLite is told to leave the sync to us (`synchronous = NORMAL`). One `fdatasync` of the write-ahead log makes
-//! everything durable that was committed before it, in order, so it can run on a thread of its own while the writer
-//! chains, hashes and writes what has come in meanwhile. What is announced here is announced in the order of the log.
+//! One `fdatasync` of the redo log makes everything durable that was written before it, in order, so it can run on a
+//! thread of its own while the writer chains, hashes and writes what has come in meanwhile. What is announced here is
+//! announced in the order of the log.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 //! The writer's part in importing: which entries continue their chains, in one group commit.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
@@ -142,7 +143,7 @@ impl Writer {
                     source: Some(&***source),
                     sequence: foreign.entry.sequence,
                     leaf,
-                    body: foreign.body.clone(),
+                    body: Cow::Borrowed(&foreign.body),
                     columns: (&foreign.entry).into(),
                 });
             }

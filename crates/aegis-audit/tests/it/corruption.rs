@@ -430,7 +430,7 @@ async fn the_files_are_private() {
     std::fs::set_permissions(&log.path, std::fs::Permissions::from_mode(0o644)).unwrap();
     let journal = log.open().await;
     fill(&journal, 3).await;
-    for ending in ["", "-wal", "-shm", ".lock", ".checkpoint"] {
+    for ending in ["", "-wal", "-shm", ".lock", ".checkpoint", ".redo0", ".redo1"] {
         let path = beside(&log.path, ending);
         let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o600, "{}", path.display());

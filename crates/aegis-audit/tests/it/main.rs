@@ -19,6 +19,8 @@ mod postgres;
 #[cfg(test)]
 mod query;
 #[cfg(test)]
+mod redo;
+#[cfg(test)]
 mod server;
 #[cfg(test)]
 mod stranger;

@@ -1,0 +1,459 @@
+//! The redo log: two small files beside a SQLite database in which a batch is durable before the database has it.
+//!
+//! A batch costs one write and one `fdatasync` here, and its callers hear of it then. A thread of its own
+//! ([`crate::mover`]) moves what has come within [`crate::mover::WINDOW`] into the database in one transaction, which
+//! costs hardly more for many batches than for one. When the current file is long, the writer goes on at the beginning
+//! of the other one, once the database has durably all that stood there. A crash leaves batches here that the
+//! database lacks; whoever opens the log next moves them first ([`left`]), be it a writer or a reader.
+//!
+//! What stands behind the last batch of a file is of no account: zeros, a batch that a crash cut, or older batches,
+//! which do not continue the log where they stand.
+
+mod frame;
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aegis_core::Digest;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use tokio::sync::watch;
+
+use crate::file::{beside, sync_folder};
+use crate::redo::frame::Framed;
+use crate::store::{Batch, StoreError};
+
+/// What the files are called, behind the database's name.
+pub(crate) const ENDINGS: [&str; 2] = [".redo0", ".redo1"];
+/// From which length on the writer goes on in the other file.
+const LONG: u64 = 4 << 20;
+/// Files grow by this much at once: writing within a file costs the disk less than making it longer.
+const GROWTH: u64 = 128 << 10;
+/// Bytes that wait to be moved, beyond which the writer waits too.
+const MAX_WAITING: usize = 32 << 20;
+/// How long a reader waits for the database to have what was acknowledged. It is there within milliseconds
+/// unless the disk is full.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a file begins with, and the digest of the log's verifier key behind it.
+const MAGIC: &[u8; 8] = b"AegRedo1";
+const HEADER: usize = MAGIC.len() + 32;
+
+fn header(verifier: &str) -> [u8; HEADER] {
+    let mut header = [0; HEADER];
+    let log = Digest::of(verifier.as_bytes());
+    let bytes = MAGIC.iter().chain(log.as_bytes());
+    header.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+    header
+}
+
+/// One of the two files.
+#[derive(Debug)]
+struct Slot {
+    path: PathBuf,
+    file: Arc<File>,
+    /// Where the next batch goes.
+    end: u64,
+    /// How long the file is.
+    length: u64,
+    /// Its batches that the database does not have yet.
+    unmoved: usize,
+    /// Whether the disk may lack what of it is in the database.
+    unsynced: bool,
+}
+
+/// A batch on its way into the database.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    bytes: Vec<u8>,
+    slot: usize,
+    pub(crate) size: u64,
+}
+
+impl Waiting {
+    /// What the database is to hold of it.
+    pub(crate) fn batch(&self) -> Option<Batch<'_>> {
+        Framed::own(&self.bytes)?.batch()
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    slots: [Slot; 2],
+    current: usize,
+    /// Written, and not synced yet.
+    written: Vec<Waiting>,
+    /// Durable, and not taken by the mover yet.
+    durable: VecDeque<Waiting>,
+    /// The size of the log with the last durable batch.
+    size: u64,
+    /// Of all batches that the database does not have.
+    bytes: usize,
+    /// Somebody waits for the database to have everything.
+    urgent: bool,
+    /// Why the last attempt to move failed.
+    failure: Option<StoreError>,
+    /// A sync failed: the files may or may not have what was written since.
+    unsure: bool,
+    ended: bool,
+}
+
+/// The redo log of a database that this process writes.
+#[derive(Debug)]
+pub(crate) struct Redo {
+    place: String,
+    verifier: String,
+    /// The journal's own source.
+    own: String,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// How many entries the database has.
+    moved: watch::Sender<u64>,
+}
+
+/// What the mover is to do next.
+pub(crate) enum Turn {
+    Move(Vec<Waiting>),
+    End,
+}
+
+impl Redo {
+    /// Begins with two empty files: what had been left in them is in the database ([`left`]), which has `size` entries.
+    pub(crate) fn open(
+        database: &Path,
+        verifier: &str,
+        own: &str,
+        size: u64,
+    ) -> Result<Self, StoreError> {
+        let slot = |ending| -> Result<Slot, StoreError> {
+            let path = beside(database, ending);
+            let failed = |e: io::Error| StoreError::file(&path, &e);
+            let mut options = OpenOptions::new();
+            options.create(true).truncate(true).read(true).write(true).mode(0o600);
+            let file = options.open(&path).map_err(failed)?;
+            file.write_all_at(&header(verifier), 0).map_err(failed)?;
+            file.sync_all().map_err(failed)?;
+            let (end, length) = (HEADER as u64, HEADER as u64);
+            Ok(Slot { path, file: Arc::new(file), end, length, unmoved: 0, unsynced: false })
+        };
+        let [first, second] = ENDINGS;
+        let slots = [slot(first)?, slot(second)?];
+        sync_folder(database).map_err(|e| StoreError::file(database, &e))?;
+        Ok(Self {
+            place: database.display().to_string(),
+            verifier: verifier.to_owned(),
+            own: own.to_owned(),
+            state: Mutex::new(State {
+                slots,
+                current: 0,
+                written: Vec::new(),
+                durable: VecDeque::new(),
+                size,
+                bytes: 0,
+                urgent: false,
+                failure: None,
+                unsure: false,
+                ended: false,
+            }),
+            changed: Condvar::new(),
+            moved: watch::Sender::new(size),
+        })
+    }
+
+    /// Writes a batch, or nothing. It is durable after [`Redo::sync`].
+    pub(crate) fn write(&self, batch: &Batch<'_>) -> Result<(), StoreError> {
+        let bytes = frame::encode(batch, &self.own).ok_or_else(|| StoreError::Unavailable {
+            place: self.place.clone(),
+            why: "a batch of entries is longer than 4 GiB".to_owned(),
+        })?;
+        let mut state = self.state.lock();
+        while state.bytes > MAX_WAITING || matches!(state.failure, Some(StoreError::Fenced { .. }))
+        {
+            if let Some(failure) = &state.failure {
+                return Err(failure.clone());
+            }
+            self.changed.wait(&mut state);
+        }
+        let other = 1 - state.current;
+        if state.slot().end > LONG && state.slots.get(other).is_some_and(Slot::is_free) {
+            state.current = other;
+            state.slot().end = HEADER as u64;
+        }
+        state.slot().append(&bytes)?;
+        state.bytes += bytes.len();
+        let slot = state.current;
+        state.written.push(Waiting { bytes, slot, size: batch.head.size });
+        Ok(())
+    }
+
+    /// Makes durable what was written before.
+    pub(crate) fn sync(&self) -> Result<(), StoreError> {
+        let mut state = self.state.lock();
+        let count = state.written.len();
+        let files: Vec<_> = state
+            .slots
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| state.written.iter().any(|waiting| waiting.slot == *index))
+            .map(|(_, slot)| (slot.path.clone(), Arc::clone(&slot.file)))
+            .collect();
+        drop(state);
+        let synced = files.into_iter().try_for_each(|(path, file)| {
+            file.sync_data().map_err(|error| StoreError::file(&path, &error))
+        });
+        state = self.state.lock();
+        if let Err(error) = synced {
+            state.unsure = true;
+            return Err(error);
+        }
+        let durable: Vec<_> = state.written.drain(..count).collect();
+        state.size = durable.last().map_or(state.size, |last| last.size);
+        state.durable.extend(durable);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Waits until the database has all that is durable.
+    pub(crate) fn settle(&self) -> Result<(), StoreError> {
+        let mut state = self.state.lock();
+        while *self.moved.borrow() < state.size {
+            if let Some(failure) = &state.failure {
+                return Err(failure.clone());
+            }
+            state.urgent = true;
+            self.changed.notify_all();
+            self.changed.wait(&mut state);
+        }
+        Ok(())
+    }
+
+    /// Waits until the database has all that is durable now, or cannot be made to for long.
+    pub(crate) async fn caught_up(&self) {
+        let size = self.state.lock().size;
+        let mut moved = self.moved.subscribe();
+        let there = moved.wait_for(|moved| *moved >= size);
+        if tokio::time::timeout(PATIENCE, there).await.is_err() {
+            tracing::warn!(place = %self.place, "the database of the audit log lags behind what is durable");
+        }
+    }
+
+    /// Whether a sync failed.
+    pub(crate) fn is_unsure(&self) -> bool {
+        self.state.lock().unsure
+    }
+
+    /// Forgets everything: the database has durably all that counts. What was written and not synced is gone for good.
+    pub(crate) fn clear(&self) -> Result<(), StoreError> {
+        let mut state = self.state.lock();
+        for slot in &mut state.slots {
+            slot.clear(&self.verifier)?;
+        }
+        let dropped: usize = state.written.drain(..).map(|waiting| waiting.bytes.len()).sum();
+        state.bytes -= dropped;
+        state.unsure = false;
+        Ok(())
+    }
+
+    /// Removes the files: the database has durably all that counts.
+    pub(crate) fn remove(&self) {
+        for slot in &self.state.lock().slots {
+            if let Err(error) = std::fs::remove_file(&slot.path) {
+                tracing::debug!(%error, path = %slot.path.display(), "left an empty redo log in place");
+            }
+        }
+    }
+
+    /// Ends the mover; what it has not moved stays in the files.
+    pub(crate) fn end(&self) {
+        self.state.lock().ended = true;
+        self.changed.notify_all();
+    }
+
+    /// For the mover: waits for batches, and then until `due` for more, unless somebody waits.
+    pub(crate) fn turn(&self, due: Instant) -> Turn {
+        let mut state = self.state.lock();
+        loop {
+            let hurry = state.urgent || state.ended || Instant::now() >= due;
+            if !state.durable.is_empty() && hurry {
+                return Turn::Move(state.durable.drain(..).collect());
+            }
+            if state.ended {
+                return Turn::End;
+            }
+            if state.durable.is_empty() {
+                state.urgent = false;
+                self.changed.wait(&mut state);
+            } else {
+                self.changed.wait_until(&mut state, due);
+            }
+        }
+    }
+
+    /// For the mover: the database has these batches. Whether a file waits for the database to be synced.
+    pub(crate) fn moved(&self, batches: &[Waiting]) -> bool {
+        let mut state = self.state.lock();
+        for waiting in batches {
+            state.bytes -= waiting.bytes.len();
+            if let Some(slot) = state.slots.get_mut(waiting.slot) {
+                slot.unmoved -= 1;
+                slot.unsynced = true;
+            }
+        }
+        state.failure = None;
+        if let Some(last) = batches.last() {
+            self.moved.send_replace(last.size);
+        }
+        self.changed.notify_all();
+        let other = 1 - state.current;
+        state.slots.get(other).is_some_and(|slot| slot.unmoved == 0 && slot.unsynced)
+    }
+
+    /// For the mover: the disk has all that the database had when it moved something last.
+    pub(crate) fn synced(&self) {
+        for slot in &mut self.state.lock().slots {
+            slot.unsynced &= slot.unmoved > 0;
+        }
+    }
+
+    /// For the mover: it did not work. Waits for `pause` or the end; whether it is the end.
+    pub(crate) fn failed(&self, error: StoreError, pause: Duration) -> bool {
+        let mut state = self.state.lock();
+        state.failure = Some(error);
+        self.changed.notify_all();
+        let until = Instant::now() + pause;
+        self.sleep(&mut state, until);
+        state.ended
+    }
+
+    fn sleep(&self, state: &mut MutexGuard<'_, State>, until: Instant) {
+        while !state.ended && !self.changed.wait_until(state, until).timed_out() {}
+    }
+}
+
+impl State {
+    #[expect(clippy::indexing_slicing, reason = "`current` is 0 or 1, of two")]
+    fn slot(&mut self) -> &mut Slot {
+        &mut self.slots[self.current]
+    }
+}
+
+impl Slot {
+    fn is_free(&self) -> bool {
+        self.unmoved == 0 && !self.unsynced
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        let failed = |e: io::Error| StoreError::file(&self.path, &e);
+        let end = self.end + bytes.len() as u64;
+        if end > self.length {
+            // Zeros at the end are no frame. Where there is no room for them there may be for the batch.
+            let length = end.next_multiple_of(GROWTH);
+            let zeros = vec![0; usize::try_from(length - end).unwrap_or(0)];
+            if self.file.write_all_at(&zeros, end).is_ok() {
+                self.length = length;
+            }
+        }
+        self.file.write_all_at(bytes, self.end).map_err(failed)?;
+        self.end = end;
+        self.length = self.length.max(end);
+        self.unmoved += 1;
+        Ok(())
+    }
+
+    fn clear(&mut self, verifier: &str) -> Result<(), StoreError> {
+        let failed = |e: io::Error| StoreError::file(&self.path, &e);
+        self.file.set_len(0).map_err(failed)?;
+        self.file.write_all_at(&header(verifier), 0).map_err(failed)?;
+        self.file.sync_all().map_err(failed)?;
+        (self.end, self.length) = (HEADER as u64, HEADER as u64);
+        (self.unmoved, self.unsynced) = (0, false);
+        Ok(())
+    }
+}
+
+/// What a process that ended without closing the log has left in its redo log.
+#[derive(Debug, Default)]
+pub(crate) struct Left {
+    files: Vec<Vec<u8>>,
+}
+
+/// Reads what was left. Empty where there is no redo log.
+pub(crate) fn left(database: &Path) -> Result<Left, StoreError> {
+    let mut files = Vec::new();
+    for ending in ENDINGS {
+        let path = beside(database, ending);
+        match std::fs::read(&path) {
+            Ok(bytes) => files.push(bytes),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(StoreError::file(&path, &e)),
+        }
+    }
+    Ok(Left { files })
+}
+
+impl Left {
+    /// The batches that stand one after another at the beginning of each file, in the order of the log.
+    fn frames(&self) -> Vec<Framed<'_>> {
+        let mut frames = Vec::new();
+        for bytes in &self.files {
+            let mut rest = bytes.get(HEADER..).unwrap_or_default();
+            let mut next = None;
+            while let Some((frame, behind)) = Framed::read(rest) {
+                if next.is_some_and(|next| next != frame.from) {
+                    break;
+                }
+                next = Some(frame.size);
+                frames.push(frame);
+                rest = behind;
+            }
+        }
+        frames.sort_by_key(|frame| frame.from);
+        frames
+    }
+
+    /// How long the log is with what was left.
+    pub(crate) fn size(&self) -> u64 {
+        self.frames().last().map_or(0, |frame| frame.size)
+    }
+
+    /// The batches that a database of `size` entries lacks.
+    ///
+    /// # Errors
+    /// When they are of another log, do not continue this one, or cannot be read.
+    pub(crate) fn beyond(
+        &self,
+        database: &Path,
+        verifier: &str,
+        size: u64,
+    ) -> Result<Vec<Batch<'_>>, StoreError> {
+        let place = || database.display().to_string();
+        let mut next = size;
+        let mut batches = Vec::new();
+        for frame in self.frames().into_iter().filter(|frame| frame.size > size) {
+            if frame.from != next {
+                let why = format!(
+                    "the database ends before entry {next} and its redo log goes on with entry {}",
+                    frame.from
+                );
+                return Err(StoreError::Rollback { place: place(), why });
+            }
+            next = frame.size;
+            let unreadable = || StoreError::Corrupt {
+                place: place(),
+                why: format!("its redo log has no readable batch at entry {}", frame.from),
+            };
+            batches.push(frame.batch().ok_or_else(unreadable)?);
+        }
+        let ours = header(verifier);
+        let foreign = |bytes: &Vec<u8>| !bytes.is_empty() && !bytes.starts_with(&ours);
+        if !batches.is_empty() && self.files.iter().any(foreign) {
+            let why = "the redo log beside it is another log's".to_owned();
+            return Err(StoreError::Corrupt { place: place(), why });
+        }
+        Ok(batches)
+    }
+}
