@@ -8,7 +8,7 @@
 mod answer;
 mod catalogue;
 mod command;
-mod daemon;
+pub(crate) mod daemon;
 mod fetch;
 mod files;
 mod policies;

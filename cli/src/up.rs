@@ -21,6 +21,7 @@ use clap::{Args as ClapArgs, ValueEnum};
 use daemon::Daemon;
 
 pub(crate) use attest::now;
+pub(crate) use config::Configuration;
 
 /// Start Aegis on this machine: decide, forward, record.
 ///

@@ -2,6 +2,8 @@
 //! over its socket; and the real daemon.
 
 #[cfg(test)]
+mod check;
+#[cfg(test)]
 mod cluster;
 #[cfg(test)]
 mod compliance;
@@ -15,6 +17,8 @@ mod domain;
 mod evidence;
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+mod gates;
 #[cfg(test)]
 mod import;
 #[cfg(test)]
