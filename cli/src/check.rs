@@ -154,7 +154,7 @@ async fn check(args: &Args, format: Wanted, control: &Path) -> anyhow::Result<Ou
     let Work { root, mode, changes } = work(args)?;
     let mut judged = Vec::new();
     if !changes.is_empty() {
-        let judge = match &args.policies {
+        let mut judge = match &args.policies {
             Some(folder) => {
                 let local = local::Local::open(folder, args).await?;
                 Judge::Local(Box::new(local))
@@ -289,7 +289,7 @@ impl Judge {
     /// # Errors
     /// When nothing can be decided at all.
     async fn judge(
-        &self,
+        &mut self,
         question: &Question,
         server: &str,
     ) -> anyhow::Result<Result<Said, String>> {

@@ -9,7 +9,7 @@ mod answer;
 mod catalogue;
 mod command;
 pub(crate) mod daemon;
-mod fetch;
+pub(crate) mod fetch;
 mod files;
 mod policies;
 mod server;

@@ -203,8 +203,8 @@ impl Permission {
         &self.id
     }
 
-    /// Tells how it ended. Whoever cannot be told concludes it as unknown.
-    pub(crate) async fn conclude(mut self, result: Ended) {
+    /// Tells how it ended, and returns the connection. Whoever cannot be told concludes it as unknown.
+    pub(crate) async fn conclude(mut self, result: Ended) -> Connection {
         let report = OutcomeReport { decision_id: self.id, result };
         let body = serde_json::to_vec(&report).unwrap_or_default();
         let told: Result<OutcomeTaken, _> =
@@ -212,6 +212,7 @@ impl Permission {
         if let Err(error) = told {
             tracing::warn!(%error, "the daemon was not told how a call ended");
         }
+        self.connection
     }
 }
 
@@ -255,7 +256,11 @@ impl Connection {
         request: Request<Full<Bytes>>,
     ) -> Result<T, NoPermission> {
         let away = |socket: &str, why: String| NoPermission::Away { socket: socket.into(), why };
-        let response = self.sender.send_request(request).await;
+        let ready = self.sender.ready().await;
+        let response = match ready {
+            Ok(()) => self.sender.send_request(request).await,
+            Err(gone) => Err(gone),
+        };
         let response = response.map_err(|error| {
             if error.is_parse() {
                 return self.foreign("its answer is not HTTP");

@@ -39,6 +39,7 @@ use super::{
     control,
     guesses::Guesses,
     identity, kernel,
+    notices::Notices,
     operators::Operators,
 };
 use crate::output::Several;
@@ -206,6 +207,11 @@ impl Daemon {
     /// Completes when the process begins to drain.
     pub(super) fn draining(&self) -> impl Future<Output = ()> + Send + use<> {
         self.drain.clone().cancelled_owned()
+    }
+
+    /// Tells of approvals from now on.
+    pub(super) fn tell_by(&self, notices: Notices) {
+        self.tasks.spawn(notices.keep_telling(Arc::clone(&self.kernel), self.drain.clone()));
     }
 
     /// Says where everything is.

@@ -10,7 +10,7 @@ use crate::{
     live::Live,
 };
 
-/// As OASIS publishes it, without the descriptions.
+/// As OASIS publishes it, without most descriptions, and with a pattern for `language` that is a regular expression.
 const SCHEMA: &str = include_str!("../sarif/schema.json");
 
 /// What may be written, and what not.

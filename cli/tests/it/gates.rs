@@ -229,13 +229,14 @@ async fn names_renames_deletions_links_and_submodules_are_judged() {
         let other = Repo::new(repo.control.clone());
         other.add("x", "x\n");
         other.commits(&[]);
+        let theirs = other.work();
         let add = [
             "-c",
             "protocol.file.allow=always",
             "submodule",
             "add",
             "-q",
-            text(&other.work()),
+            text(&theirs),
             "kept/sub",
         ];
         repo.git(&add).exits(0);
@@ -317,7 +318,7 @@ async fn what_was_committed_unasked_is_stopped_at_the_push() {
     .await;
     live.kill();
     with(repo, |repo| {
-        let run = repo.git(&["push", "-q", "origin", "HEAD~:late"]);
+        let run = repo.git(&["push", "-q", "origin", "HEAD~:refs/heads/late"]);
         assert!(run.code != 0 && run.stderr.contains("does not answer at"), "{}", run.stderr);
     })
     .await;

@@ -28,6 +28,8 @@ mod limits;
 #[cfg(test)]
 mod live;
 #[cfg(test)]
+mod notices;
+#[cfg(test)]
 mod ocsf;
 #[cfg(test)]
 mod policy;
