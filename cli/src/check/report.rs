@@ -83,7 +83,7 @@ pub(super) fn json(judged: &[Judged], code: i32) -> Value {
         };
         if let (Some(told), Value::Object(more)) = (told.as_object_mut(), more) {
             told.extend(more);
-            told.retain(|_, value| !value.is_null());
+            told.retain(|_, value| !value.is_null() && value != "");
         }
         told
     };

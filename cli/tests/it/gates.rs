@@ -318,7 +318,7 @@ async fn what_was_committed_unasked_is_stopped_at_the_push() {
     .await;
     live.kill();
     with(repo, |repo| {
-        let run = repo.git(&["push", "-q", "origin", "HEAD~:refs/heads/late"]);
+        let run = repo.git(&["push", "-q", "origin", "side:refs/heads/late"]);
         assert!(run.code != 0 && run.stderr.contains("does not answer at"), "{}", run.stderr);
     })
     .await;
