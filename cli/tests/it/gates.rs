@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Write as _,
+    io::{Read as _, Write as _},
     os::unix::{fs::PermissionsExt as _, net::UnixListener},
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -174,6 +174,7 @@ async fn a_daemon_that_hangs_or_talks_nonsense_permits_nothing() {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
                 if let Some(answer) = answer {
+                    let _ = stream.read(&mut [0; 4096]);
                     let _ = stream.write_all(answer.as_bytes());
                 }
                 held.push(stream);
