@@ -9,6 +9,7 @@ use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _, path::Pa
 
 use aegis_core::{Timestamp, approval::ApprovalState};
 use aegis_kernel::{Kernel, approvals::Case};
+use aegis_protocol::redact;
 use anyhow::Context as _;
 use serde_json::json;
 use tokio::{
@@ -163,7 +164,8 @@ fn asked(case: &Case, now: Timestamp) -> String {
         id = request.id,
         tier = question.tier,
         risk = question.risk,
-        message = question.message,
+        // A policy may put into it what it was asked about.
+        message = redact::text(&question.message),
     );
     escaped(&text)
 }

@@ -350,6 +350,33 @@ async fn a_merge_asks_too() {
 }
 
 #[tokio::test]
+async fn what_is_held_back_is_committed_once_a_person_agrees() {
+    let live = live().await;
+    let (repo, id) = with(Repo::gated(control(&live)), |repo| {
+        repo.add("a.txt", "ASKME\n");
+        repo.refuses(&[], "held back   a.txt");
+        let run = repo.git(&["commit", "-q", "-m", "x"]);
+        let told = format!("{}{}", run.stdout, run.stderr);
+        let id = told.split("aegis approvals approve ").nth(1).unwrap();
+        id.split('`').next().unwrap().to_owned()
+    })
+    .await;
+    live.aegis(&["approvals", "approve", &id]).await.exits(0);
+    with(repo, |repo| {
+        // What was agreed to, and nothing else; and once.
+        repo.add("a.txt", "ASKME more\n");
+        repo.refuses(&[], "held back   a.txt");
+        repo.add("a.txt", "ASKME\n");
+        repo.commits(&[]);
+        repo.git(&["rm", "-q", "--cached", "a.txt"]).exits(0);
+        repo.commits(&[]);
+        repo.git(&["add", "a.txt"]).exits(0);
+        repo.refuses(&[], "held back   a.txt");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_replaced_object_does_not_stand_in_for_another() {
     let live = live().await;
     with(Repo::gated(control(&live)), |repo| {
