@@ -45,7 +45,7 @@ pub(crate) struct Args {
     /// Take out what this command has put in
     #[arg(long)]
     remove: bool,
-    /// Whose configuration: the user's, or that of the current folder. Git's is always the repository's
+    /// Whose configuration: the user's, which is the default, or that of the current folder. Git's is the repository's
     #[arg(long, value_enum)]
     scope: Option<Scope>,
     /// Put the agent's stdio MCP servers behind `aegis wrap`, too

@@ -2,8 +2,8 @@
 //!
 //! Most subcommands ask the daemon (`aegis up`) over its control socket; those that judge evidence
 //! (`audit verify`, `audit check-proof`, `trust replay`) and those that read policies work without
-//! one. Exit codes: 0 done, 1 refused or a check that failed, 2 wrong usage or, of `check`, not judged. Failures are one
-//! sentence on standard error.
+//! one. Exit codes: 0 done, 1 refused or a check that failed, 2 wrong usage, or not judged (`check`).
+//! Failures are one sentence on standard error.
 
 mod agents;
 mod approvals;

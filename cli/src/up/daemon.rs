@@ -136,8 +136,7 @@ impl Daemon {
         let admin = opening::bind_admin(args.admin).await?;
         let control = opening::bind_socket(&sockets.join("control.sock"), args.sockets.is_some())?;
         let doors = kernel::doors(args, &sockets).await?;
-        let (book, observer) = trust_book();
-        let (feed, tells) = feed();
+        let ((book, observer), (feed, tells)) = (trust_book(), feed());
         let (journal, location) = opening::open_journal(args, telemetry, [observer, tells]).await?;
         let compiler =
             Compiler::new(Opa::locate()?, Some(ModuleCache::open(args.state.join("policies"))?));

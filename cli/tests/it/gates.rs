@@ -280,7 +280,7 @@ async fn what_was_committed_unasked_is_stopped_at_the_push() {
             assert_ne!(run.code, 0);
             let told = format!("{}{}", run.stdout, run.stderr);
             for part in [
-                &format!("key.txt (commit {})", &bad[..12]),
+                &format!("key.txt (commit {})", bad.get(..12).unwrap()),
                 "Keys do not belong",
                 "nothing is pushed",
             ] {
