@@ -1,9 +1,11 @@
-//! `aegis integrate`: a coding agent's own configuration, so that it asks Aegis before it acts.
+//! `aegis integrate`: a coding agent's own configuration, so that it asks Aegis before it acts; and the hooks of a git
+//! repository, so that nothing is committed or pushed without having been asked about.
 //!
 //! What others have written there stays as it is, byte by byte; a file that is not understood is not touched.
 //! A changed file is replaced as a whole, and what it was before stands beside it.
 
 mod edit;
+mod git;
 mod hooks;
 mod servers;
 
@@ -20,40 +22,73 @@ use aegis_protocol::{
     json::{self, Limits},
 };
 use anyhow::{Context as _, bail};
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use serde_json::Value;
 
 use crate::{
     Outcome,
-    hook::agents,
     output::{Several, Text, Tone},
 };
 
-/// Make a coding agent ask Aegis before it acts, check that it does, or undo it
+/// Make a coding agent, or a git repository, ask Aegis before something happens; check that it does, or undo it
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  aegis integrate claude-code\n  aegis integrate codex --check\n  aegis integrate gemini --scope project --wrap-mcp"
+    after_help = "Example:\n  aegis integrate claude-code\n  aegis integrate codex --check\n  aegis integrate gemini --scope project --wrap-mcp\n  aegis integrate git"
 )]
 pub(crate) struct Args {
-    /// The agent
-    #[arg(value_parser = agents())]
-    agent: Agent,
+    /// The agent; or `git`, for the current repository's commits and pushes
+    #[arg(value_parser = targets())]
+    target: Target,
     /// Change nothing; fail unless the configuration is as it would be written
     #[arg(long, conflicts_with = "remove")]
     check: bool,
     /// Take out what this command has put in
     #[arg(long)]
     remove: bool,
-    /// Whose configuration: the user's, or that of the current folder
-    #[arg(long, value_enum, default_value_t = Scope::User)]
-    scope: Scope,
+    /// Whose configuration: the user's, which is the default, or that of the current folder. Git's is the repository's
+    #[arg(long, value_enum)]
+    scope: Option<Scope>,
     /// Put the agent's stdio MCP servers behind `aegis wrap`, too
     #[arg(long)]
     wrap_mcp: bool,
     /// Ask about the user's prompts, too
     #[arg(long)]
     prompts: bool,
+    /// Of git: judge what is binary or large by its path, size and digest alone
+    #[arg(long)]
+    by_path: bool,
     /// How long an action waits for a person's approval. Seconds
     #[arg(long, default_value_t = 0, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=MAX_WAIT_SECS))]
+    wait: u64,
+}
+
+/// What is to ask Aegis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    Agent(Agent),
+    Git,
+}
+
+/// The name under which git is one.
+const GIT: &str = "git";
+
+fn targets() -> impl clap::builder::TypedValueParser<Value = Target> {
+    let names = Agent::ALL.map(Agent::as_str).into_iter().chain([GIT]);
+    PossibleValuesParser::new(names).try_map(|name| match Agent::named(&name) {
+        Some(agent) => Ok(Target::Agent(agent)),
+        None if name == GIT => Ok(Target::Git),
+        None => Err("there is no such agent"),
+    })
+}
+
+/// What is wished of an agent's configuration.
+struct Wish {
+    agent: Agent,
+    check: bool,
+    remove: bool,
+    scope: Scope,
+    wrap_mcp: bool,
+    prompts: bool,
     wait: u64,
 }
 
@@ -74,6 +109,18 @@ struct Change {
 }
 
 pub(crate) fn run(args: &Args, control: &Path) -> anyhow::Result<Outcome> {
+    let &Args { check, remove, wrap_mcp, prompts, wait, .. } = args;
+    match args.target {
+        Target::Git => git::run(args, control),
+        Target::Agent(_) if args.by_path => bail!("--by-path is an option of `git` alone"),
+        Target::Agent(agent) => {
+            let scope = args.scope.unwrap_or(Scope::User);
+            integrate(&Wish { agent, check, remove, scope, wrap_mcp, prompts, wait }, control)
+        }
+    }
+}
+
+fn integrate(args: &Wish, control: &Path) -> anyhow::Result<Outcome> {
     let home = env::var_os("HOME").filter(|home| !home.is_empty());
     let home = PathBuf::from(home.context("HOME is not set, so there is no user's configuration")?);
     let project = env::current_dir().context("cannot tell the current folder")?;
@@ -118,7 +165,7 @@ fn text(path: &Path) -> anyhow::Result<String> {
 /// What the agent runs: the small program where it stands beside `aegis`, with everything spelled out, so
 /// that the agent's environment decides nothing. Agents go on after any exit code but 2, so a program that is
 /// gone or killed has it too.
-fn command(args: &Args, own: &Path, control: &Path) -> anyhow::Result<String> {
+fn command(args: &Wish, own: &Path, control: &Path) -> anyhow::Result<String> {
     let small = own.with_file_name("aegis-hook");
     let program = if small.is_file() {
         quoted(&text(&small)?)
@@ -137,7 +184,7 @@ fn quoted(word: &str) -> String {
     if word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
-fn hook_change(args: &Args, path: PathBuf, command: &str) -> anyhow::Result<Change> {
+fn hook_change(args: &Wish, path: PathBuf, command: &str) -> anyhow::Result<Change> {
     let agent = args.agent;
     let before = read(&path)?;
     let base = hooks::base(agent);
@@ -251,7 +298,7 @@ fn parsed(path: &Path, bytes: &[u8]) -> anyhow::Result<Value> {
     Ok(value)
 }
 
-fn check(args: &Args, changes: &[Change]) -> anyhow::Result<Outcome> {
+fn check(args: &Wish, changes: &[Change]) -> anyhow::Result<Outcome> {
     let mut problems = Vec::new();
     for change in changes {
         let shown = change.path.display();
@@ -280,7 +327,7 @@ fn check(args: &Args, changes: &[Change]) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn write_all(args: &Args, changes: &[Change]) -> anyhow::Result<Outcome> {
+fn write_all(args: &Wish, changes: &[Change]) -> anyhow::Result<Outcome> {
     let mut text = Text::new();
     for change in changes {
         let shown = change.path.display();

@@ -2,12 +2,13 @@
 //!
 //! Most subcommands ask the daemon (`aegis up`) over its control socket; those that judge evidence
 //! (`audit verify`, `audit check-proof`, `trust replay`) and those that read policies work without
-//! one. Exit codes: 0 done, 1 refused or a check that failed, 2 wrong usage. Failures are one
-//! sentence on standard error.
+//! one. Exit codes: 0 done, 1 refused or a check that failed, 2 wrong usage, or not judged (`check`).
+//! Failures are one sentence on standard error.
 
 mod agents;
 mod approvals;
 mod audit;
+mod check;
 mod child;
 mod cluster;
 mod completions;
@@ -66,8 +67,8 @@ struct Global {
     #[arg(long, global = true, env = "AEGIS_SOCKET", hide_env_values = true, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// How results are printed
-    #[arg(short, long, global = true, value_enum, default_value_t = output::Format::Text)]
-    output: output::Format,
+    #[arg(short, long, global = true, value_enum, default_value_t = output::Wanted::Text)]
+    output: output::Wanted,
 }
 
 #[derive(Debug, Subcommand)]
@@ -77,6 +78,7 @@ enum Command {
     Mcp(mcp::Args),
     Hook(hook::Args),
     Integrate(integrate::Args),
+    Check(check::Args),
     Init(init::Args),
     Status(status::Args),
     Console(console::Args),
@@ -162,7 +164,14 @@ fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> anyhow::Result<Outcome> {
     let socket = cli.global.socket.unwrap_or_else(default_socket);
-    let cx = Context { client: Client::new(socket), format: cli.global.output };
+    let format = match (cli.global.output, &cli.command) {
+        (output::Wanted::Sarif, Command::Check(_)) | (output::Wanted::Text, _) => {
+            output::Format::Text
+        }
+        (output::Wanted::Json, _) => output::Format::Json,
+        (output::Wanted::Sarif, _) => anyhow::bail!("`-o sarif` is for `aegis check` alone"),
+    };
+    let cx = Context { client: Client::new(socket), format };
     match cli.command {
         Command::Up(args) => up::run(args).await.map(|()| Outcome::Done),
         Command::Wrap(args) => wrap::run(args, &cx.client).await.map(Outcome::Exit),
@@ -172,6 +181,7 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
         // Blocking, and the last thing that this process does.
         Command::Hook(args) => Ok(Outcome::Exit(hook::run(args, cx.client.socket().to_owned()))),
         Command::Integrate(args) => integrate::run(&args, cx.client.socket()),
+        Command::Check(args) => Ok(check::run(args, cli.global.output, cx.client.socket()).await),
         Command::Init(args) => init::run(&args),
         Command::Status(args) => status::run(args, &cx).await,
         Command::Console(args) => console::run(args, &cx).await.map(|()| Outcome::Done),

@@ -8,8 +8,8 @@
 mod answer;
 mod catalogue;
 mod command;
-mod daemon;
-mod fetch;
+pub(crate) mod daemon;
+pub(crate) mod fetch;
 mod files;
 mod policies;
 mod server;

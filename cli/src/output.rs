@@ -13,12 +13,23 @@ use std::{
 use serde::Serialize;
 
 /// How results are printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     /// For people.
     Text,
     /// For programs.
     Json,
+}
+
+/// How results are to be printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Wanted {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+    /// For forges: SARIF 2.1.0, of `check` alone.
+    Sarif,
 }
 
 /// Colours, by what they mean.

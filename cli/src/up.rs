@@ -8,6 +8,7 @@ mod daemon;
 mod guesses;
 mod identity;
 mod kernel;
+mod notices;
 mod operators;
 mod service;
 
@@ -18,9 +19,12 @@ use aegis_runtime::{LogFormat, telemetry::Telemetry};
 use anyhow::Context as _;
 use clap::{Args as ClapArgs, ValueEnum};
 
+use crate::mcp::fetch::Reach;
 use daemon::Daemon;
+use notices::Notices;
 
 pub(crate) use attest::now;
+pub(crate) use config::Configuration;
 
 /// Start Aegis on this machine: decide, forward, record.
 ///
@@ -68,6 +72,13 @@ pub(crate) struct Args {
     /// How long one evaluation of a policy may take before it denies. Milliseconds of wall time
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     policy_budget_ms: u64,
+    /// Tell by webhook which approvals wait and how they end: a file with an https:// address a line, of Slack or
+    /// of what takes the same JSON. For its owner alone, because such an address is a secret
+    #[arg(long, env = "AEGIS_NOTIFY", value_name = "FILE")]
+    notify: Option<PathBuf>,
+    /// A host that notices may go to wherever it leads, and without TLS
+    #[arg(long, value_name = "HOST:PORT", requires = "notify")]
+    notify_reach: Vec<Reach>,
     /// How log lines look
     #[arg(long, env = "AEGIS_LOG_FORMAT", value_enum, default_value_t = Logs::Text)]
     log_format: Logs,
@@ -110,8 +121,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     });
     let shutdown = aegis_runtime::shutdown_signal().context("cannot install signal handlers")?;
     let telemetry = Telemetry::from_env("aegis");
+    let notices = Notices::read(args.notify.as_deref(), &args.notify_reach)?;
     let daemon = Daemon::build(&args, &telemetry, shutdown.clone()).await?;
     daemon.announce();
+    daemon.tell_by(notices);
     let ended = daemon.run(shutdown, std::time::Duration::from_secs(args.drain_seconds)).await;
     telemetry.end().await;
     ended

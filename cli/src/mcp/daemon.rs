@@ -31,7 +31,7 @@ const ANSWER: Limits = Limits { size: 4 << 20, depth: 16 };
 
 /// Where the daemon is, and under which name it knows these tools.
 #[derive(Clone, Debug)]
-pub(super) struct Daemon {
+pub(crate) struct Daemon {
     socket: PathBuf,
     server: String,
     wait: u64,
@@ -39,20 +39,20 @@ pub(super) struct Daemon {
 
 /// One action, as it would happen.
 #[derive(Clone, Debug)]
-pub(super) struct Question {
+pub(crate) struct Question {
     /// The method of the kernel API.
-    pub(super) method: &'static str,
+    pub(crate) method: &'static str,
     /// The type of resource that it acts on.
-    pub(super) on: &'static str,
+    pub(crate) on: &'static str,
     /// The resource.
-    pub(super) id: String,
+    pub(crate) id: String,
     /// What policies see besides.
-    pub(super) arguments: Map<String, Value>,
+    pub(crate) arguments: Map<String, Value>,
 }
 
 /// Why nothing happens.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NoPermission {
+pub(crate) enum NoPermission {
     /// Decided so.
     #[error("{}", told(.0))]
     Denied(Box<DecisionContext>),
@@ -114,14 +114,14 @@ impl NoPermission {
 /// An action that may happen, once; whoever holds it says how it ended.
 #[must_use = "the outcome of what was permitted is awaited"]
 #[derive(Debug)]
-pub(super) struct Permission {
+pub(crate) struct Permission {
     connection: Connection,
     id: String,
 }
 
 /// A connection to the daemon.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(crate) struct Connection {
     sender: SendRequest<Full<Bytes>>,
     socket: String,
 }
@@ -129,13 +129,13 @@ pub(super) struct Connection {
 impl Daemon {
     /// The one at `socket`, which knows these tools as those of `server`, and may hold a call for a human for
     /// `wait` seconds.
-    pub(super) fn new(socket: &Path, server: &str, wait: u64) -> Self {
+    pub(crate) fn new(socket: &Path, server: &str, wait: u64) -> Self {
         let wait = wait.min(MAX_WAIT_SECS);
         Self { socket: socket.to_owned(), server: server.to_owned(), wait }
     }
 
     /// Connects.
-    pub(super) async fn connect(&self) -> Result<Connection, NoPermission> {
+    pub(crate) async fn connect(&self) -> Result<Connection, NoPermission> {
         let socket = self.socket.display().to_string();
         let away =
             |why: String| NoPermission::Away { socket: self.socket.display().to_string(), why };
@@ -147,7 +147,7 @@ impl Daemon {
     }
 
     /// Asks whether an action may happen.
-    pub(super) async fn ask(
+    pub(crate) async fn ask(
         &self,
         mut connection: Connection,
         question: &Question,
@@ -179,22 +179,32 @@ impl Daemon {
     }
 
     fn body(&self, question: &Question, context: Value) -> Vec<u8> {
-        let body = json!({
-            "subject": { "type": "agent", "id": "self" },
-            "action": { "name": question.method, "properties": question.arguments },
-            "resource": {
-                "type": question.on, "id": question.id,
-                "properties": { "server": self.server },
-            },
-            "context": context,
-        });
-        body.to_string().into_bytes()
+        body(&self.server, question, context)
     }
 }
 
+/// A question about an action of `server`, in AuthZEN's form.
+pub(crate) fn body(server: &str, question: &Question, context: Value) -> Vec<u8> {
+    let body = json!({
+        "subject": { "type": "agent", "id": "self" },
+        "action": { "name": question.method, "properties": question.arguments },
+        "resource": {
+            "type": question.on, "id": question.id,
+            "properties": { "server": server },
+        },
+        "context": context,
+    });
+    body.to_string().into_bytes()
+}
+
 impl Permission {
-    /// Tells how it ended. Whoever cannot be told concludes it as unknown.
-    pub(super) async fn conclude(mut self, result: Ended) {
+    /// The decision that permits.
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Tells how it ended, and returns the connection. Whoever cannot be told concludes it as unknown.
+    pub(crate) async fn conclude(mut self, result: Ended) -> Connection {
         let report = OutcomeReport { decision_id: self.id, result };
         let body = serde_json::to_vec(&report).unwrap_or_default();
         let told: Result<OutcomeTaken, _> =
@@ -202,6 +212,7 @@ impl Permission {
         if let Err(error) = told {
             tracing::warn!(%error, "the daemon was not told how a call ended");
         }
+        self.connection
     }
 }
 
@@ -245,7 +256,11 @@ impl Connection {
         request: Request<Full<Bytes>>,
     ) -> Result<T, NoPermission> {
         let away = |socket: &str, why: String| NoPermission::Away { socket: socket.into(), why };
-        let response = self.sender.send_request(request).await;
+        let ready = self.sender.ready().await;
+        let response = match ready {
+            Ok(()) => self.sender.send_request(request).await,
+            Err(gone) => Err(gone),
+        };
         let response = response.map_err(|error| {
             if error.is_parse() {
                 return self.foreign("its answer is not HTTP");

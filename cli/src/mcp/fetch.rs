@@ -3,7 +3,7 @@
 //! A name is resolved after the decision, because the question to a name server already tells somebody something. Every
 //! address that it leads to has to be one of the public internet, and the connection goes to one of those very
 //! addresses: nothing is resolved twice. Redirects are not followed; each is a request of its own, with its own
-//! decision. No proxy, no cookies, no credentials but what the call brings.
+//! decision. No proxy, no cookies, no credentials but what the call brings. [`post`] sends notices on the same way.
 
 use std::{collections::BTreeMap, net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use aegis_core::{address, decision::Reason};
 use aegis_identity::tls::{Roots, https_client_config};
 use aegis_protocol::mcp::uri;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     answer::Answer,
-    catalogue::HttpRequest,
+    catalogue::{HttpRequest, Verb},
     daemon::Question,
     server::{Setup, Stop},
 };
@@ -93,7 +93,7 @@ struct Target {
 
 /// Why a request is none.
 #[derive(Debug, thiserror::Error)]
-enum RequestError {
+pub(crate) enum RequestError {
     #[error(
         "the address must begin with http:// or https:// and a host, without a user, a password and a fragment, in its one spelling"
     )]
@@ -106,11 +106,11 @@ enum RequestError {
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-enum FetchError {
+pub(crate) enum FetchError {
     #[error("the host's name cannot be resolved")]
     Name,
     #[error(
-        "the host leads to an address that is not of the public internet; whoever configured these tools can allow it by `--reach HOST:PORT`"
+        "the host leads to an address that is not of the public internet; whoever configured this can allow it by `--reach HOST:PORT`, for notices `--notify-reach`"
     )]
     Private,
     #[error("the host cannot be reached: {0}")]
@@ -123,6 +123,46 @@ enum FetchError {
     TooLarge,
     #[error("there was no answer within {} s", TIMEOUT.as_secs())]
     Timeout,
+}
+
+/// Why a notice was not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PostError {
+    /// Its address is none.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// Everybody on the way could read it, and its address is a secret.
+    #[error("it is not https://, and not of a host that was named as local")]
+    Plain,
+    /// There was no answer.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+}
+
+/// Whether notices may be sent to an address, as far as its text tells; the host, to name it by.
+pub(crate) fn webhook(url: &str, reach: &[Reach]) -> Result<String, PostError> {
+    let target = Target::new(&notice(url, String::new()))?;
+    if !target.tls && !target.is_within(reach) {
+        return Err(PostError::Plain);
+    }
+    Ok(target.host)
+}
+
+/// Sends JSON to a public place, or to one of `reach`, and says how it was taken. The answer's body is not read.
+pub(crate) async fn post(
+    url: &str,
+    json: String,
+    reach: &[Reach],
+) -> Result<StatusCode, PostError> {
+    webhook(url, reach)?;
+    let target = Target::new(&notice(url, json))?;
+    let sent = tokio::time::timeout(TIMEOUT, target.send(reach)).await;
+    Ok(sent.unwrap_or(Err(FetchError::Timeout))?.status())
+}
+
+fn notice(url: &str, json: String) -> HttpRequest {
+    let headers = BTreeMap::from([("content-type".to_owned(), "application/json".to_owned())]);
+    HttpRequest { url: url.to_owned(), method: Verb::Post, headers, body: Some(json) }
 }
 
 /// Asks, sends, and returns what came back.
@@ -184,11 +224,19 @@ impl Target {
         Ok(Self { url, tls, host, port, request })
     }
 
+    /// Whether who configured this has named the place.
+    fn is_within(&self, reach: &[Reach]) -> bool {
+        reach.iter().any(|one| one.host == self.host.to_ascii_lowercase() && one.port == self.port)
+    }
+
     async fn fetch(self, reach: &[Reach]) -> Result<String, FetchError> {
+        read(self.send(reach).await?).await
+    }
+
+    async fn send(self, reach: &[Reach]) -> Result<Response<Incoming>, FetchError> {
         let found = lookup_host((self.host.as_str(), self.port)).await;
         let addresses: Vec<SocketAddr> = found.map_err(|_| FetchError::Name)?.collect();
-        let anywhere = Reach { host: self.host.to_ascii_lowercase(), port: self.port };
-        if !reach.contains(&anywhere) && !all_public(&addresses) {
+        if !self.is_within(reach) && !all_public(&addresses) {
             return Err(FetchError::Private);
         }
         let stream = connect(&addresses).await?;
@@ -242,12 +290,11 @@ async fn connect(addresses: &[SocketAddr]) -> Result<TcpStream, FetchError> {
 async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     request: Request<Full<Bytes>>,
-) -> Result<String, FetchError> {
+) -> Result<Response<Incoming>, FetchError> {
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(|_| FetchError::Answer)?;
     tokio::spawn(connection);
-    let response = sender.send_request(request).await.map_err(|_| FetchError::Answer)?;
-    read(response).await
+    sender.send_request(request).await.map_err(|_| FetchError::Answer)
 }
 
 /// The status, what a model can use of the header, and the body.

@@ -13,7 +13,7 @@ use aegis_resources::{
 
 /// What a folder says, ready for use.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Configuration {
+pub(crate) struct Configuration {
     /// The policies.
     pub policies: Vec<Policy>,
     /// Registrations and thresholds.
@@ -38,7 +38,7 @@ pub(super) struct Configuration {
 
 impl Configuration {
     /// Reads `folder`. A broken document is a problem to be told; it never hides the others.
-    pub(super) fn read(folder: &Path, trust_domain: &TrustDomain) -> anyhow::Result<Self> {
+    pub(crate) fn read(folder: &Path, trust_domain: &TrustDomain) -> anyhow::Result<Self> {
         let (resources, errors) = load_folder(folder)?;
         let problems = errors.iter().map(ToString::to_string).collect();
         let incomplete = !errors.is_empty();

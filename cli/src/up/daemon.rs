@@ -39,6 +39,7 @@ use super::{
     control,
     guesses::Guesses,
     identity, kernel,
+    notices::Notices,
     operators::Operators,
 };
 use crate::output::Several;
@@ -141,8 +142,7 @@ impl Daemon {
         let admin = opening::bind_admin(args.admin).await?;
         let control = opening::bind_socket(&sockets.join("control.sock"), args.sockets.is_some())?;
         let doors = kernel::doors(args, &sockets).await?;
-        let (book, observer) = trust_book();
-        let (feed, tells) = feed();
+        let ((book, observer), (feed, tells)) = (trust_book(), feed());
         let (journal, location) = opening::open_journal(args, telemetry, [observer, tells]).await?;
         let compiler =
             Compiler::new(Opa::locate()?, Some(ModuleCache::open(args.state.join("policies"))?));
@@ -212,6 +212,11 @@ impl Daemon {
     /// Completes when the process begins to drain.
     pub(super) fn draining(&self) -> impl Future<Output = ()> + Send + use<> {
         self.drain.clone().cancelled_owned()
+    }
+
+    /// Tells of approvals from now on.
+    pub(super) fn tell_by(&self, notices: Notices) {
+        self.tasks.spawn(notices.keep_telling(Arc::clone(&self.kernel), self.drain.clone()));
     }
 
     /// Says where everything is.

@@ -2,6 +2,8 @@
 //! over its socket; and the real daemon.
 
 #[cfg(test)]
+mod check;
+#[cfg(test)]
 mod cluster;
 #[cfg(test)]
 mod compliance;
@@ -16,6 +18,8 @@ mod evidence;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
+mod gates;
+#[cfg(test)]
 mod import;
 #[cfg(test)]
 mod ledger;
@@ -23,6 +27,8 @@ mod ledger;
 mod limits;
 #[cfg(test)]
 mod live;
+#[cfg(test)]
+mod notices;
 #[cfg(test)]
 mod ocsf;
 #[cfg(test)]
