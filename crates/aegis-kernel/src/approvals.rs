@@ -109,7 +109,7 @@ impl ApprovalBook {
             return false;
         }
         if self.cases.len() >= MAX_CASES {
-            self.retain(|case| waits(case.approval.state(now)));
+            self.retain(|case| is_open(case.approval.state(now)));
         }
         self.cases.len() < MAX_CASES
     }
@@ -139,7 +139,9 @@ impl ApprovalBook {
         for id in self.by_requester.get(requester)? {
             let case = self.cases.get(id)?;
             let state = case.approval.state(now);
-            if case.approval.request.policies != policies || !waits(state) || !case.is_about(action)
+            if case.approval.request.policies != policies
+                || !is_open(state)
+                || !case.is_about(action)
             {
                 continue;
             }
@@ -209,7 +211,7 @@ impl ApprovalBook {
     /// Whether there is such a case that is not over.
     #[must_use]
     pub fn is_open(&self, id: &str, now: Timestamp) -> bool {
-        self.cases.get(id).is_some_and(|case| waits(case.approval.state(now)))
+        self.cases.get(id).is_some_and(|case| is_open(case.approval.state(now)))
     }
 
     /// Tells what the digest of a case's action is salted with.
@@ -251,7 +253,7 @@ impl ApprovalBook {
 }
 
 /// Whether an approval may still be used.
-const fn waits(state: ApprovalState) -> bool {
+const fn is_open(state: ApprovalState) -> bool {
     matches!(state, ApprovalState::Pending | ApprovalState::Approved)
 }
 

@@ -6,7 +6,7 @@ use aegis_audit::{
 };
 use aegis_core::{
     Digest, Timestamp,
-    action::Action,
+    action::{Action, Protocol},
     canonical,
     decision::{Decision, Reason, Verdict},
     policy::{Effect, Mode, Obligation, ObligationKind},
@@ -195,21 +195,23 @@ fn with_arguments(draft: Draft, action: &Action, obligations: &[Obligation]) -> 
     let redacted = if full.len() > MAX_RECORDED_ARGUMENTS {
         json!({ "omitted": format!("{} bytes; see arguments_digest", full.len()) })
     } else {
-        redacted(&action.arguments, obligations)
+        redacted(action, obligations)
     };
     draft.with_arguments(redacted, &full, Salt::random())
 }
 
 /// The arguments as people may see them: without what obligations name, without the values of
 /// members whose names speak of secrets, and without what has the shape of one.
-fn redacted(arguments: &Value, obligations: &[Obligation]) -> Value {
-    let paths: Vec<redact::Path> = obligations
+fn redacted(action: &Action, obligations: &[Obligation]) -> Value {
+    let paths = obligations
         .iter()
         .filter(|obligation| obligation.kind == ObligationKind::RedactArgument)
-        // Policies with a path that does not parse are refused when they are loaded.
-        .filter_map(|obligation| obligation.target.parse().ok())
-        .collect();
-    redact::arguments(arguments, &paths)
+        .map(|obligation| obligation.target.as_str())
+        // The digest of a body that is not in the entry would let a reader try what it may have been.
+        .chain((action.protocol == Protocol::Http).then_some("$.content"));
+    // Policies with a path that does not parse are refused when they are loaded.
+    let paths: Vec<redact::Path> = paths.filter_map(|path| path.parse().ok()).collect();
+    redact::arguments(&action.arguments, &paths)
 }
 
 /// The entry of an outcome.

@@ -237,14 +237,19 @@ async fn broken_glass_lifts_policies_for_a_while_and_nothing_else() {
 async fn what_was_left_out_of_a_record_cannot_be_tried() {
     let folder = tempfile::tempdir().unwrap();
     let mut domain = Domain::open(folder.path()).await;
-    let secret = |tool: &str| call_with(tool, json!({ "password": "1234" }));
+    let secret = |tool: &str| call_with(tool, json!({ "word": "curl -u ada:1234 x" }));
     let large = |tool: &str| call_with(tool, json!({ "word": "x".repeat(20_000) }));
     let elsewhere = |tool: &str| Action {
         resource: Some("https://ada:1234@acme.example/".into()),
         arguments: serde_json::Value::Null,
         ..call(tool)
     };
-    let hidden = [secret, large, elsewhere];
+    let body = |tool: &str| Action {
+        protocol: aegis_core::action::Protocol::Http,
+        arguments: json!({ "bytes": 4, "content": aegis_core::Digest::of(b"\n1234") }),
+        ..call(tool)
+    };
+    let hidden = [secret, large, elsewhere, body];
     for action in hidden {
         let permit = domain.kernel.decide(domain.context(), action("add")).await.unwrap();
         let ending = Ending {
@@ -280,7 +285,7 @@ async fn what_was_left_out_of_a_record_cannot_be_tried() {
         domain.kernel.vote(&id, vote(domain.kernel.now())).await.unwrap();
         domain.close().await;
         domain = Domain::open(folder.path()).await;
-        let guess = call_with("ask", json!({ "password": "1235" }));
+        let guess = call_with("ask", json!({ "word": "curl -u ada:1235 x" }));
         assert_ne!(reason(&domain, guess).await, Reason::Approved);
         domain.principal = principal("two");
         assert_ne!(reason(&domain, action("ask")).await, Reason::Approved);
@@ -299,6 +304,7 @@ async fn what_was_left_out_of_a_record_cannot_be_tried() {
         }
     }
     assert!(whole.contains(&plain(&call("add"))));
+    assert!(!whole.contains(&aegis_core::Digest::of(b"\n1234").to_string()));
 }
 
 #[tokio::test]
