@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::domain::{Domain, agent, call, call_with, principal, state};
 
-async fn reason(domain: &Domain, action: Action) -> Reason {
+pub(crate) async fn reason(domain: &Domain, action: Action) -> Reason {
     match domain.kernel.decide(domain.context(), action).await {
         Ok(permit) => permit.receipt().decision.reason,
         Err(refusal) => refusal.decision.reason,
@@ -61,7 +61,7 @@ async fn what_no_policy_allows_is_denied_and_recorded() {
 }
 
 /// What the entries hold as arguments, oldest first, with a digest beside each.
-async fn recorded(domain: &Domain) -> Vec<serde_json::Value> {
+pub(crate) async fn recorded(domain: &Domain) -> Vec<serde_json::Value> {
     let entries = domain.entries().await.into_iter().filter(|entry| entry.arguments.is_some());
     let told = |entry: aegis_audit::Entry| {
         assert!(entry.arguments_digest.is_some());
@@ -108,27 +108,9 @@ async fn what_has_the_shape_of_a_secret_stands_in_no_record_whatever_becomes_of_
     domain.kernel.refuse_action(&request, None, Reason::ApprovalDenied).await.unwrap();
     let whole = serde_json::to_string(&domain.entries().await).unwrap();
     assert!(!whole.contains("AKIA"), "{whole}");
-    // Nor in the names that somebody else gives.
-    let named = Action {
-        method: key.into(),
-        server: key.into(),
-        tool: Some(key.into()),
-        arguments: json!({ "word": "named" }),
-        ..call("add")
-    };
-    let mut context = domain.context();
-    (context.session, context.within, context.trace) = (Some(key), Some(key), Some(key));
-    assert!(domain.kernel.decide(context, named).await.is_err());
-    let traced = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-    context.trace = Some(traced);
-    assert!(domain.kernel.decide(context, call("multiply")).await.is_err());
-    let entries = domain.entries().await;
-    let whole = serde_json::to_string(&entries).unwrap();
-    assert!(!whole.contains("AKIA"), "{whole}");
-    assert!(whole.contains("named") && whole.contains(traced), "{whole}");
     // Two decisions, the request for an approval and its decision, a refusal.
     let told = json!({ "word": [{ "x": "use [redacted] now" }], "[redacted]": 1 });
-    assert_eq!(recorded(&domain).await[..5], vec![told.clone(); 5]);
+    assert_eq!(recorded(&domain).await, vec![told.clone(); 5]);
     let asked = &domain.kernel.approvals()[0].question;
     assert_eq!(asked.arguments, told);
     assert_eq!(asked.resource.as_deref(), Some("https://acme.example/?k=[redacted]"));
@@ -230,81 +212,6 @@ async fn broken_glass_lifts_policies_for_a_while_and_nothing_else() {
     domain.kernel.update_with(|state| state.quarantined.clear()).await.unwrap();
     domain.pass(Duration::from_secs(600));
     assert_eq!(reason(&domain, call("multiply")).await, Reason::NoPolicyAllows);
-}
-
-/// All else that the digest of an action is made of stands in the entry.
-#[tokio::test]
-async fn what_was_left_out_of_a_record_cannot_be_tried() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut domain = Domain::open(folder.path()).await;
-    let secret = |tool: &str| call_with(tool, json!({ "word": "curl -u ada:1234 x" }));
-    let large = |tool: &str| call_with(tool, json!({ "word": "x".repeat(20_000) }));
-    let elsewhere = |tool: &str| Action {
-        resource: Some("https://ada:1234@acme.example/".into()),
-        arguments: serde_json::Value::Null,
-        ..call(tool)
-    };
-    let body = |tool: &str| Action {
-        protocol: aegis_core::action::Protocol::Http,
-        arguments: json!({ "bytes": 4, "content": aegis_core::Digest::of(b"\n1234") }),
-        ..call(tool)
-    };
-    let hidden = [secret, large, elsewhere, body];
-    for action in hidden {
-        let permit = domain.kernel.decide(domain.context(), action("add")).await.unwrap();
-        let ending = Ending {
-            result: Outcome::Success,
-            reason: None,
-            status: None,
-            bytes: 0,
-            sent: 0,
-            events: 0,
-            micros: 0,
-            redactions: 0,
-        };
-        domain.kernel.conclude(permit.receipt(), &ending).await.unwrap();
-        let (refused, context) = (action("multiply"), domain.context());
-        let request = context.about(&refused);
-        domain.kernel.refuse_action(&request, None, Reason::ApprovalDenied).await.unwrap();
-    }
-    // An approval of such an action is found again, also by the next process, and permits it alone.
-    let vote = |at| aegis_core::approval::Vote {
-        approver: "user:ada".into(),
-        approve: true,
-        factor: aegis_core::approval::Factor::Totp,
-        comment: None,
-        at,
-    };
-    for action in hidden {
-        let refusal = domain.kernel.decide(domain.context(), action("ask")).await.unwrap_err();
-        let id = refusal.approval.unwrap();
-        domain.close().await;
-        domain = Domain::open(folder.path()).await;
-        let again = domain.kernel.decide(domain.context(), action("ask")).await.unwrap_err();
-        assert_eq!(again.approval.as_ref(), Some(&id));
-        domain.kernel.vote(&id, vote(domain.kernel.now())).await.unwrap();
-        domain.close().await;
-        domain = Domain::open(folder.path()).await;
-        let guess = call_with("ask", json!({ "word": "curl -u ada:1235 x" }));
-        assert_ne!(reason(&domain, guess).await, Reason::Approved);
-        domain.principal = principal("two");
-        assert_ne!(reason(&domain, action("ask")).await, Reason::Approved);
-        domain.principal = principal("one");
-        assert_eq!(reason(&domain, action("ask")).await, Reason::Approved);
-    }
-    // Whoever guesses right cannot tell; of what is told, everybody can.
-    drop(domain.kernel.decide(domain.context(), call("add")).await.unwrap());
-    let whole = serde_json::to_string(&domain.entries().await).unwrap();
-    let shown = format!("{:?}", domain.kernel.approvals());
-    let plain = |action: &Action| action.digest(&agent("one"), None).unwrap().to_string();
-    for action in hidden {
-        for tool in ["add", "multiply", "ask"] {
-            let guessed = plain(&action(tool));
-            assert!(!whole.contains(&guessed) && !shown.contains(&guessed), "{tool}");
-        }
-    }
-    assert!(whole.contains(&plain(&call("add"))));
-    assert!(!whole.contains(&aegis_core::Digest::of(b"\n1234").to_string()));
 }
 
 #[tokio::test]
