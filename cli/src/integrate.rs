@@ -336,13 +336,14 @@ fn write_all(args: &Wish, changes: &[Change]) -> anyhow::Result<Outcome> {
             continue;
         }
         if let Some(before) = &change.before {
-            let backup = beside(&change.path, ".before-aegis");
-            replace(&backup, before, &change.path)?;
+            let backup = keep(&change.path, before)?;
             text.line(format!("what was there is in {}", backup.display()));
         }
         match &change.after {
             Some(after) => {
-                replace(&change.path, after, &change.path)?;
+                // A link stays a link.
+                let path = fs::canonicalize(&change.path).unwrap_or_else(|_| change.path.clone());
+                replace(&path, after, &change.path)?;
                 text.toned(Tone::Good, format!("wrote {shown}"));
             }
             None => {
@@ -364,10 +365,18 @@ fn beside(path: &Path, more: &str) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Writes a file as a whole, with the permissions of `like`, or for its owner alone. A link stays a link.
+/// Keeps what was there beside it. A link in that place is replaced and not followed: a repository may bring one
+/// that leads to a file of its user's.
+fn keep(path: &Path, before: &[u8]) -> anyhow::Result<PathBuf> {
+    let backup = beside(path, ".before-aegis");
+    replace(&backup, before, path)?;
+    Ok(backup)
+}
+
+/// Writes a file as a whole, with the permissions of `like`, or for its owner alone. What is in its place is
+/// replaced, a link too.
 fn replace(path: &Path, bytes: &[u8], like: &Path) -> anyhow::Result<()> {
     let unwritable = || format!("cannot write {}", path.display());
-    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let folder = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(folder).with_context(unwritable)?;
     let mode = fs::metadata(like).map_or(0o600, |metadata| metadata.permissions().mode());
@@ -375,7 +384,7 @@ fn replace(path: &Path, bytes: &[u8], like: &Path) -> anyhow::Result<()> {
     file.write_all(bytes).with_context(unwritable)?;
     file.as_file().set_permissions(fs::Permissions::from_mode(mode)).with_context(unwritable)?;
     file.as_file().sync_all().with_context(unwritable)?;
-    file.persist(&path).map_err(|error| error.error).with_context(unwritable)?;
+    file.persist(path).map_err(|error| error.error).with_context(unwritable)?;
     Ok(())
 }
 

@@ -133,3 +133,16 @@ fn a_word_is_one_word_to_a_shell() {
     assert_eq!(quoted("/opt/a"), "/opt/a");
     assert_eq!(quoted("/o pt/it's"), r"'/o pt/it'\''s'");
 }
+
+#[test]
+fn a_link_where_the_copy_goes_is_not_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (settings, own) = (folder.path().join("settings.json"), folder.path().join("profile"));
+    fs::write(&settings, "{\"x\": \"$(touch y)\"}").unwrap();
+    fs::write(&own, "mine").unwrap();
+    std::os::unix::fs::symlink(&own, folder.path().join("settings.json.before-aegis")).unwrap();
+    let backup = keep(&settings, &fs::read(&settings).unwrap()).unwrap();
+    assert_eq!(fs::read_to_string(&own).unwrap(), "mine");
+    assert!(!fs::symlink_metadata(&backup).unwrap().is_symlink());
+    assert_eq!(fs::read(&backup).unwrap(), fs::read(&settings).unwrap());
+}

@@ -5,7 +5,13 @@
 //! addresses: nothing is resolved twice. Redirects are not followed; each is a request of its own, with its own
 //! decision. No proxy, no cookies, no credentials but what the call brings. [`post`] sends notices on the same way.
 
-use std::{collections::BTreeMap, net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
 
 use aegis_core::{address, decision::Reason};
 use aegis_identity::tls::{Roots, https_client_config};
@@ -198,7 +204,7 @@ pub(super) async fn run(
 
 impl Target {
     fn new(call: &HttpRequest) -> Result<Self, RequestError> {
-        let url = uri::canonical(&call.url)?.into_owned();
+        let mut url = uri::canonical(&call.url)?.into_owned();
         let parsed: Uri = url.parse().map_err(|_| RequestError::Url)?;
         let tls = match parsed.scheme_str() {
             Some("http") => false,
@@ -210,7 +216,22 @@ impl Target {
         if host.is_empty() || authority.as_str().contains('@') || url.contains('#') {
             return Err(RequestError::Url);
         }
-        let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
+        let usual = if tls { 443 } else { 80 };
+        let port = authority.port_u16().unwrap_or(usual);
+        if !is_plain(&host)
+            || authority.as_str().ends_with(':')
+            || (authority.port().is_some() && port == usual)
+        {
+            return Err(RequestError::Url);
+        }
+        // What is sent for no path is `/`; behind the host, `?` would hide it from who compares paths.
+        let behind =
+            url.split_once("://").and_then(|(_, rest)| rest.get(authority.as_str().len()..));
+        match behind {
+            Some("") => url.push('/'),
+            Some(path) if path.starts_with('/') => {}
+            _ => return Err(RequestError::Url),
+        }
         let path = parsed.path_and_query().map_or("/", |path| path.as_str());
         let body = Bytes::from(call.body.clone().unwrap_or_default());
         let mut request = Request::new(Full::new(body));
@@ -249,6 +270,18 @@ impl Target {
         let stream = connector.connect(name, stream).await.map_err(|_| FetchError::Tls)?;
         exchange(stream, self.request).await
     }
+}
+
+/// Whether a host is in the one spelling that it has: without the dot of the root, and an address as four
+/// numbers, not as one (`2130706433`) or in other digits (`0x7f.1`).
+fn is_plain(host: &str) -> bool {
+    if host.contains(':') {
+        // An address of IPv6, in brackets.
+        return true;
+    }
+    let last = host.rsplit('.').next().unwrap_or_default();
+    let numeric = last.starts_with("0x") || last.bytes().all(|b| b.is_ascii_digit());
+    !last.is_empty() && (!numeric || host.parse::<Ipv4Addr>().is_ok())
 }
 
 /// Whether a name leads to public addresses and to no other.

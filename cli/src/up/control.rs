@@ -34,7 +34,7 @@ mod wrap;
 pub(super) use console::{Sessions, link as console_link};
 pub(super) use gate::Gates;
 pub(super) use listener::serve;
-pub(super) use people::{advisory, read_totp};
+pub(super) use people::{Enrolled, advisory, read_totp};
 pub(super) use wrap::wrap_line;
 
 use people::{by_hand, for_operators};

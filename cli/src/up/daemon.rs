@@ -89,7 +89,7 @@ pub(super) struct Daemon {
     pub(super) gates: control::Gates,
     /// Who is signed in to the console.
     pub(super) sessions: control::Sessions,
-    pub(super) totp: Mutex<Option<aegis_kernel::totp::Totp>>,
+    pub(super) totp: Mutex<Option<control::Enrolled>>,
     pub(super) metrics: Registry,
     /// What was put in force last.
     pub(super) last: Mutex<Configuration>,

@@ -6,7 +6,10 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use aegis_audit::entry::{Entry, Kind};
+use aegis_audit::{
+    entry::{Entry, Kind},
+    salt::Salt,
+};
 use aegis_core::{
     AgentId, Digest, Timestamp,
     approval::{Approval, ApprovalError, ApprovalRequest, ApprovalState, Vote},
@@ -45,6 +48,17 @@ pub struct Case {
     pub approval: Approval,
     /// What a person is shown.
     pub question: Question,
+    /// What the digest of the action is salted with, where something of the action is not recorded.
+    pub(crate) salt: Option<Salt>,
+}
+
+impl Case {
+    /// Whether it is about the action with that digest.
+    fn is_about(&self, action: Digest) -> bool {
+        let asked = self.approval.request.action;
+        let salted = |salt: Salt| salt.digest(action.as_bytes()) == asked;
+        asked == action || self.salt.is_some_and(salted)
+    }
 }
 
 /// How many approvals one agent may wait for at a time.
@@ -58,7 +72,7 @@ const MAX_ARGUMENTS: usize = 16 << 20;
 #[derive(Debug, Default)]
 pub struct ApprovalBook {
     cases: HashMap<String, Case>,
-    by_action: HashMap<Digest, Vec<String>>,
+    by_requester: HashMap<AgentId, Vec<String>>,
     /// The cases whose arguments are kept, the oldest first, and how long these are.
     kept: VecDeque<(String, usize)>,
     /// The sum of those lengths.
@@ -69,7 +83,7 @@ impl ApprovalBook {
     /// Adds a new case.
     pub fn open(&mut self, case: Case) {
         let request = &case.approval.request;
-        self.by_action.entry(request.action).or_default().push(request.id.clone());
+        self.by_requester.entry(request.requester.clone()).or_default().push(request.id.clone());
         let bytes = case.question.arguments.to_string().len();
         self.kept.push_back((request.id.clone(), bytes));
         self.bytes += bytes;
@@ -95,9 +109,7 @@ impl ApprovalBook {
             return false;
         }
         if self.cases.len() >= MAX_CASES {
-            self.retain(|case| {
-                matches!(case.approval.state(now), ApprovalState::Pending | ApprovalState::Approved)
-            });
+            self.retain(|case| is_open(case.approval.state(now)));
         }
         self.cases.len() < MAX_CASES
     }
@@ -105,7 +117,7 @@ impl ApprovalBook {
     fn retain(&mut self, keep: impl Fn(&Case) -> bool) {
         self.cases.retain(|_, case| keep(case));
         let cases = &self.cases;
-        self.by_action.retain(|_, ids| {
+        self.by_requester.retain(|_, ids| {
             ids.retain(|id| cases.contains_key(id));
             !ids.is_empty()
         });
@@ -113,26 +125,30 @@ impl ApprovalBook {
         self.bytes = self.kept.iter().map(|(_, bytes)| bytes).sum();
     }
 
-    /// The case that an action with that digest, under those policies, may use or wait for: an
+    /// The case that this agent's action with that digest, under those policies, may use or wait for: an
     /// approved one before a pending one.
     #[must_use]
     pub fn usable(
         &self,
+        requester: &AgentId,
         action: Digest,
         policies: Digest,
         now: Timestamp,
     ) -> Option<(&str, ApprovalState)> {
         let mut pending = None;
-        for id in self.by_action.get(&action)? {
+        for id in self.by_requester.get(requester)? {
             let case = self.cases.get(id)?;
-            if case.approval.request.policies != policies {
+            let state = case.approval.state(now);
+            if case.approval.request.policies != policies
+                || !is_open(state)
+                || !case.is_about(action)
+            {
                 continue;
             }
-            match case.approval.state(now) {
-                ApprovalState::Approved => return Some((id, ApprovalState::Approved)),
-                ApprovalState::Pending => pending = Some((id.as_str(), ApprovalState::Pending)),
-                ApprovalState::Denied | ApprovalState::Expired | ApprovalState::Consumed => {}
+            if state == ApprovalState::Approved {
+                return Some((id, state));
             }
+            pending = Some((id.as_str(), state));
         }
         pending
     }
@@ -179,7 +195,8 @@ impl ApprovalBook {
         let Some(case) = self.cases.get_mut(id) else {
             return Err(ApprovalError::NotApproved { id: id.into(), state: "unknown" });
         };
-        case.approval.consume(action, policies, now)?;
+        let asked = if case.is_about(action) { case.approval.request.action } else { action };
+        case.approval.consume(asked, policies, now)?;
         let gave = case.approval.votes.iter().filter(|vote| vote.approve);
         let approvers =
             gave.map(|vote| Approver { name: vote.approver.clone(), factor: vote.factor });
@@ -191,7 +208,20 @@ impl ApprovalBook {
         self.retain(|case| case.approval.request.expires_at >= before);
     }
 
-    /// Replays one entry of the ledger.
+    /// Whether there is such a case that is not over.
+    #[must_use]
+    pub fn is_open(&self, id: &str, now: Timestamp) -> bool {
+        self.cases.get(id).is_some_and(|case| is_open(case.approval.state(now)))
+    }
+
+    /// Tells what the digest of a case's action is salted with.
+    pub fn salt(&mut self, id: &str, salt: Option<Salt>) {
+        if let Some(case) = self.cases.get_mut(id) {
+            case.salt = salt;
+        }
+    }
+
+    /// Replays one entry of the ledger. Salts are not in it: see [`ApprovalBook::salt`].
     pub fn replay(&mut self, entry: &Entry) {
         let Some(id) = entry.approval.as_deref() else { return };
         match entry.kind {
@@ -203,7 +233,7 @@ impl ApprovalBook {
                     question.action.clone_from(&entry.action);
                     question.resource.clone_from(&entry.resource);
                     question.arguments = entry.arguments.clone().unwrap_or_default();
-                    self.open(Case { approval: Approval::new(request), question });
+                    self.open(Case { approval: Approval::new(request), question, salt: None });
                 }
             }
             Kind::ApprovalVote => {
@@ -220,6 +250,11 @@ impl ApprovalBook {
             _ => {}
         }
     }
+}
+
+/// Whether an approval may still be used.
+const fn is_open(state: ApprovalState) -> bool {
+    matches!(state, ApprovalState::Pending | ApprovalState::Approved)
 }
 
 #[cfg(test)]
@@ -243,7 +278,7 @@ mod tests {
             requested_at: Timestamp::from_secs(1_000),
             expires_at: Timestamp::from_secs(2_000),
         });
-        Case { approval, question: Question { arguments, ..Question::default() } }
+        Case { approval, question: Question { arguments, ..Question::default() }, salt: None }
     }
 
     #[test]
@@ -267,7 +302,7 @@ mod tests {
         }
         assert!(!book.make_room(&agent("y"), Timestamp::from_secs(1_000)));
         assert!(book.make_room(&agent("y"), Timestamp::from_secs(2_001)));
-        assert_eq!((book.cases().count(), book.by_action.len(), book.kept.len()), (0, 0, 0));
+        assert_eq!((book.cases().count(), book.by_requester.len(), book.kept.len()), (0, 0, 0));
     }
 
     #[test]

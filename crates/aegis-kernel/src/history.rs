@@ -12,6 +12,7 @@ use aegis_audit::{
     query::Filter,
     read::Stored,
 };
+use aegis_core::Timestamp;
 use parking_lot::Mutex;
 
 use crate::{StartError, approvals::ApprovalBook, trust_book::TrustBook};
@@ -27,8 +28,11 @@ fn parsed(stored: &Stored) -> Result<Entry, StartError> {
     stored.entry().map_err(wrong)
 }
 
-/// Every approval, from its request on.
-pub(crate) async fn approvals(journal: &Journal) -> Result<ApprovalBook, StartError> {
+/// Every approval, from its request on, and the salts of those that are not over.
+pub(crate) async fn approvals(
+    journal: &Journal,
+    now: Timestamp,
+) -> Result<ApprovalBook, StartError> {
     let mut steps = Vec::new();
     for kind in [Kind::ApprovalRequested, Kind::ApprovalVote, Kind::ApprovalConsumed] {
         let filter = Filter { kind: Some(kind), ..Filter::default() };
@@ -42,6 +46,11 @@ pub(crate) async fn approvals(journal: &Journal) -> Result<ApprovalBook, StartEr
     let mut book = ApprovalBook::default();
     for (_, entry) in &steps {
         book.replay(entry);
+    }
+    for (index, entry) in steps.iter().filter(|(_, e)| e.kind == Kind::ApprovalRequested) {
+        if let Some(id) = entry.approval.as_deref().filter(|id| book.is_open(id, now)) {
+            book.salt(id, journal.reader().salt(*index).await?);
+        }
     }
     Ok(book)
 }
@@ -77,7 +86,7 @@ pub(crate) async fn fold_trust(
 #[cfg(test)]
 mod tests {
     use aegis_audit::{Draft, Location, Options, Outcome, Signer};
-    use aegis_core::{AgentId, Timestamp};
+    use aegis_core::AgentId;
     use serde_json::json;
 
     use super::*;

@@ -227,7 +227,13 @@ impl Judgement {
                 | Reason::ApprovalByPolicy
                 | Reason::ApprovalByTier
         );
-        if by_policies {
+        if !by_policies {
+            return;
+        }
+        // A rule that forbids as well must not hide that the limit is used up.
+        if self.evaluation.determining().any(|finding| finding.is_rate_limited()) {
+            self.deny(Reason::RateLimited);
+        } else {
             self.allow(Reason::GlassBroken);
             self.decision.approval = None;
         }

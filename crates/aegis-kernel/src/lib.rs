@@ -160,7 +160,7 @@ impl Kernel {
         state: State,
         clock: Clock,
     ) -> Result<Self, StartError> {
-        let approvals = history::approvals(&journal).await?;
+        let approvals = history::approvals(&journal, clock()).await?;
         let kept = history::fold_trust(&journal, &trust).await?;
         let kernel = Self {
             journal,
@@ -304,7 +304,8 @@ impl Kernel {
         let mut approval = None;
         if judgement.decision.verdict == Verdict::RequireApproval {
             let book = self.approvals.lock();
-            let found = book.usable(judgement.decision.action, judgement.policies, now);
+            let requester = &request.context.principal.id;
+            let found = book.usable(requester, judgement.decision.action, judgement.policies, now);
             approval = found.map(|(id, _)| id.to_owned());
             if found.is_some_and(|(_, state)| state == ApprovalState::Approved) {
                 judgement.allow(Reason::Approved);
@@ -369,6 +370,7 @@ impl Kernel {
         let mut draft = record::decision(request, &decision, &decision_id, now);
         draft.approval.clone_from(&approval);
         draft.detail.extend(grant.map(|grant| ("grant".to_owned(), grant)));
+        let action = draft.action.clone();
         let recorded = match self.record_decision(draft, decision.verdict).await {
             Ok(recorded) => Record::from(recorded),
             Err(error) => {
@@ -386,7 +388,7 @@ impl Kernel {
             approved: approved.map(Arc::new),
             principal: request.context.principal.id.clone(),
             sponsor: request.context.principal.sponsor.clone(),
-            action: record::action_members(request, &decision.action.to_string()),
+            action,
             decision,
         })
     }
@@ -462,11 +464,9 @@ impl Kernel {
         let decision = self.evaluate(request).decision;
         let mut draft = self.refusal(request.context.principal, reason);
         draft.approval = approval.map(Into::into);
-        draft.trace = request.context.trace.map(Into::into);
+        draft.trace = record::trace(request);
         draft.risk = Some(decision.risk.score.get().into());
-        draft.action = record::action_members(request, &decision.action.to_string());
-        draft.resource = record::resource(request.action);
-        let draft = record::with_arguments(draft, request.action, &decision.obligations);
+        let (draft, _) = record::with_action(draft, request, &decision);
         self.record_refusal(draft).await
     }
 
@@ -485,20 +485,21 @@ impl Kernel {
         let (action, policies) = (judgement.decision.action, judgement.policies);
         let found = {
             let mut book = self.approvals.lock();
-            let found =
-                book.usable(action, policies, now).map(|(id, state)| (id.to_owned(), state));
-            match found {
+            let requester = &request.context.principal.id;
+            let found = book.usable(requester, action, policies, now);
+            match found.map(|(id, state)| (id.to_owned(), state)) {
                 Some((id, ApprovalState::Approved)) => {
                     // Marked under the lock, so one caller wins; durable before it permits.
                     let used = book.consume(&id, action, policies, now).ok();
-                    used.map(|used| (id, Some(used)))
+                    let asked = book.find(&id).map(|case| case.question.action.clone());
+                    used.map(|used| (id, Some((used, asked.unwrap_or_default()))))
                 }
                 Some((id, _)) => Some((id, None)),
                 None => None,
             }
         };
         match found {
-            Some((id, Some(used))) => {
+            Some((id, Some((used, asked)))) => {
                 let mut draft = record::of_principal(
                     Kind::ApprovalConsumed,
                     now,
@@ -506,7 +507,7 @@ impl Kernel {
                     request.context.principal,
                 );
                 draft.approval = Some(id.clone());
-                draft.action = record::action_members(request, &action.to_string());
+                draft.action = asked;
                 self.journal.append(draft).await?.await?;
                 self.announce_change();
                 judgement.allow(Reason::Approved);
@@ -535,9 +536,13 @@ impl Kernel {
             .thresholds
             .of(request.context.principal.id.namespace())
             .approval_ttl_secs;
+        let principal = request.context.principal;
+        let draft =
+            record::of_principal(Kind::ApprovalRequested, now, Outcome::Recorded, principal);
+        let (mut draft, action) = record::with_action(draft, request, decision);
         let asked = ApprovalRequest {
             id: id.clone(),
-            action: decision.action,
+            action,
             policies: judgement.policies,
             requester: request.context.principal.id.clone(),
             sponsor: request.context.principal.sponsor.clone(),
@@ -545,24 +550,19 @@ impl Kernel {
             requested_at: now,
             expires_at: now.plus(std::time::Duration::from_secs(ttl.into())),
         };
-        let principal = request.context.principal;
-        let draft =
-            record::of_principal(Kind::ApprovalRequested, now, Outcome::Recorded, principal);
-        let mut draft = record::with_arguments(draft, request.action, &decision.obligations);
         let question = Question {
-            action: record::action_members(request, &decision.action.to_string()),
-            resource: record::resource(request.action),
+            action: draft.action.clone(),
+            resource: draft.resource.clone(),
             // As they are recorded: redacted, and left out where they are large.
             arguments: draft.arguments.clone().unwrap_or_default(),
-            message: decision.message.clone(),
+            // A policy's own words may quote.
+            message: aegis_protocol::redact::text(&decision.message),
             reason: decision.reason.code().into(),
             risk: decision.risk.score.get().into(),
             trust: decision.trust.get().into(),
             tier: decision.tier.as_str().into(),
         };
         draft.approval = Some(id.clone());
-        draft.action.clone_from(&question.action);
-        draft.resource.clone_from(&question.resource);
         let mut told = json!(question);
         if let Some(members) = told.as_object_mut() {
             // They are members of the entry itself.
@@ -572,8 +572,9 @@ impl Kernel {
         }
         draft.detail.insert("request".into(), json!(asked));
         draft.detail.insert("question".into(), told);
+        let salt = draft.salt;
         self.journal.append(draft).await?.await?;
-        let case = Case { approval: aegis_core::approval::Approval::new(asked), question };
+        let case = Case { approval: aegis_core::approval::Approval::new(asked), question, salt };
         self.approvals.lock().open(case);
         self.announce_change();
         Ok(id)

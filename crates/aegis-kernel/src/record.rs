@@ -5,8 +5,8 @@ use aegis_audit::{
     salt::Salt,
 };
 use aegis_core::{
-    Timestamp,
-    action::Action,
+    Digest, Timestamp,
+    action::{Action, Protocol},
     canonical,
     decision::{Decision, Reason, Verdict},
     policy::{Effect, Mode, Obligation, ObligationKind},
@@ -18,6 +18,9 @@ use crate::{permit::Receipt, principal::Principal, request::Request};
 
 /// The largest arguments that are recorded in full; of larger ones only the digest is.
 const MAX_RECORDED_ARGUMENTS: usize = 16 * 1024;
+
+/// How long a `traceparent` is.
+const MAX_TRACE: usize = 55;
 
 /// How a permitted action ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,26 +56,61 @@ pub(crate) fn of_principal(
     draft
 }
 
-/// What an entry says of the action itself.
-pub(crate) fn action_members(request: &Request<'_>, digest: &str) -> Map<String, Value> {
+/// Adds what an entry says of the action: its names, what it acts on, the arguments and the digest. Answers
+/// the digest as it is recorded.
+pub(crate) fn with_action(
+    mut draft: Draft,
+    request: &Request<'_>,
+    decision: &Decision,
+) -> (Draft, Digest) {
+    draft.action = action_members(request);
+    draft.resource = resource(request.action);
+    let mut draft = with_arguments(draft, request.action, &decision.obligations);
+    let mut digest = decision.action;
+    if !tells_all(&draft, request) {
+        // Everything else that it is made of stands in the entry: a reader could try what was left out.
+        let salt = draft.salt.get_or_insert_with(Salt::random);
+        digest = salt.digest(digest.as_bytes());
+    }
+    draft.action.insert("digest".into(), digest.to_string().into());
+    (draft, digest)
+}
+
+/// Whether all that the digest is made of stands in the entry.
+fn tells_all(draft: &Draft, request: &Request<'_>) -> bool {
+    let action = request.action;
+    let same = |member: &str, value: Option<&str>| draft.action_text(member) == value;
+    same("method", Some(&action.method))
+        && same("server", Some(&action.server))
+        && same("tool", action.tool.as_deref())
+        && same("endpoint", request.context.endpoint)
+        && draft.resource == action.resource
+        && draft
+            .arguments
+            .as_ref()
+            .map_or(action.arguments.is_null(), |told| *told == action.arguments)
+}
+
+/// What an entry says of the names of the action.
+fn action_members(request: &Request<'_>) -> Map<String, Value> {
     let action = request.action;
     let mut members = Map::new();
-    let mut text = |name: &str, value: &str| {
-        members.insert(name.into(), Value::String(value.into()));
+    let mut text = |name: &str, value: String| {
+        members.insert(name.into(), Value::String(value));
     };
-    text("kind", action.kind.as_str());
-    text("protocol", action.protocol.as_str());
-    text("method", &action.method);
-    text("server", &action.server);
-    text("digest", digest);
+    text("kind", action.kind.as_str().into());
+    text("protocol", action.protocol.as_str().into());
+    // Names come from outside, too.
+    text("method", redact::text(&action.method));
+    text("server", redact::text(&action.server));
     if let Some(endpoint) = request.context.endpoint {
-        text("endpoint", &redact::text(endpoint));
+        text("endpoint", redact::text(endpoint));
     }
     if let Some(tool) = &action.tool {
-        text("tool", tool);
+        text("tool", redact::text(tool));
     }
     if let Some(pin) = &action.tool_pin {
-        text("tool_pin", &pin.to_string());
+        text("tool_pin", pin.to_string());
     }
     members
 }
@@ -103,8 +141,6 @@ pub(crate) fn decision(
     let kind = if request.context.within.is_some() { Kind::ServerRequest } else { Kind::Decision };
     let principal = request.context.principal;
     let mut draft = of_principal(kind, now, outcome_of(decision.verdict), principal);
-    draft.action = action_members(request, &decision.action.to_string());
-    draft.resource = resource(request.action);
     draft.reason = Some(decision.reason.code().into());
     draft.decision_id = Some(decision_id.into());
     draft.policies = decision
@@ -121,26 +157,34 @@ pub(crate) fn decision(
     draft.risk = Some(decision.risk.score.get().into());
     draft.trust = Some(decision.trust.get().into());
     draft.trust_as_of = Some(decision.trust_as_of);
-    draft.trace = request.context.trace.map(Into::into);
+    draft.trace = trace(request);
     for (name, value) in [("session", request.context.session), ("within", request.context.within)]
     {
         if let Some(value) = value {
-            draft.detail.insert(name.into(), value.into());
+            draft.detail.insert(name.into(), redact::text(value).into());
         }
     }
     if !decision.rates.is_empty() {
         draft.detail.insert("rates".into(), json!(decision.rates));
     }
-    with_arguments(draft, request.action, &decision.obligations)
+    with_action(draft, request, decision).0
+}
+
+/// The caller's `traceparent`, unless it is something else: what a caller says of itself is no secret only
+/// where it can be none.
+pub(crate) fn trace(request: &Request<'_>) -> Option<String> {
+    let digits = |part: &str| part.bytes().all(|b| b.is_ascii_hexdigit());
+    let trace = request.context.trace?;
+    (trace.len() <= MAX_TRACE && trace.split('-').all(digits)).then(|| trace.to_owned())
 }
 
 /// What an entry says of the resource: its name, without what is certainly a secret in it.
-pub(crate) fn resource(action: &Action) -> Option<String> {
+fn resource(action: &Action) -> Option<String> {
     action.resource.as_deref().map(redact::text)
 }
 
 /// Adds the arguments, redacted, under a fresh salt.
-pub(crate) fn with_arguments(draft: Draft, action: &Action, obligations: &[Obligation]) -> Draft {
+fn with_arguments(draft: Draft, action: &Action, obligations: &[Obligation]) -> Draft {
     if action.arguments.is_null() {
         return draft;
     }
@@ -151,21 +195,23 @@ pub(crate) fn with_arguments(draft: Draft, action: &Action, obligations: &[Oblig
     let redacted = if full.len() > MAX_RECORDED_ARGUMENTS {
         json!({ "omitted": format!("{} bytes; see arguments_digest", full.len()) })
     } else {
-        redacted(&action.arguments, obligations)
+        redacted(action, obligations)
     };
     draft.with_arguments(redacted, &full, Salt::random())
 }
 
 /// The arguments as people may see them: without what obligations name, without the values of
 /// members whose names speak of secrets, and without what has the shape of one.
-fn redacted(arguments: &Value, obligations: &[Obligation]) -> Value {
-    let paths: Vec<redact::Path> = obligations
+fn redacted(action: &Action, obligations: &[Obligation]) -> Value {
+    let paths = obligations
         .iter()
         .filter(|obligation| obligation.kind == ObligationKind::RedactArgument)
-        // Policies with a path that does not parse are refused when they are loaded.
-        .filter_map(|obligation| obligation.target.parse().ok())
-        .collect();
-    redact::arguments(arguments, &paths)
+        .map(|obligation| obligation.target.as_str())
+        // The digest of a body that is not in the entry would let a reader try what it may have been.
+        .chain((action.protocol == Protocol::Http).then_some("$.content"));
+    // Policies with a path that does not parse are refused when they are loaded.
+    let paths: Vec<redact::Path> = paths.filter_map(|path| path.parse().ok()).collect();
+    redact::arguments(&action.arguments, &paths)
 }
 
 /// The entry of an outcome.

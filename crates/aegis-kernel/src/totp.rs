@@ -54,6 +54,19 @@ impl Totp {
         })
     }
 
+    /// The step whose code was used last; 0 where none was.
+    #[must_use]
+    pub const fn last_step(&self) -> u64 {
+        self.last_step
+    }
+
+    /// The codes up to that step were used, as an earlier process has noted.
+    #[must_use]
+    pub fn used_until(mut self, step: u64) -> Self {
+        self.last_step = self.last_step.max(step);
+        self
+    }
+
     /// Whether `code` is valid now, one step early or late included. Uses it up. After three wrong
     /// codes none is valid until the next step.
     pub fn verify(&mut self, code: &str, now: Timestamp) -> bool {

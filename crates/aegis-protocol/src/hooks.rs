@@ -101,6 +101,11 @@ pub enum HookError {
         "the tool's name can be read as that of two MCP servers; rename the server so that it has no `__`"
     )]
     Ambiguous,
+    /// An MCP server that is named as a coding agent is.
+    #[error(
+        "an MCP server has the name of a coding agent, whose own tools its tools would pass for; rename the server"
+    )]
+    AgentsName,
     /// A path.
     #[error(
         "a file must be named by a path of at most 4096 bytes without control characters, and a relative one needs `cwd`"
@@ -124,6 +129,7 @@ impl HookError {
             Self::Member { .. }
             | Self::Name { .. }
             | Self::Ambiguous
+            | Self::AgentsName
             | Self::Path
             | Self::Patch => Reason::MalformedMessage,
         }

@@ -6,7 +6,10 @@
 //! their way to the client: what a policy's `redactResult` pattern matches, in every text. A path
 //! that cannot be read is an error, since redacting nothing would disclose.
 
+mod named;
 mod shapes;
+
+use std::collections::HashMap;
 
 use regex::Regex;
 use serde_json::{Map, Value};
@@ -134,12 +137,29 @@ fn redact_secrets(value: &mut Value) {
                 if names_secret(key) { *member = REDACTED.into() } else { redact_secrets(member) }
             }
             if members.keys().any(|key| shapes::holds(key)) {
-                let old = std::mem::replace(members, Map::new());
-                members.extend(old.into_iter().map(|(key, member)| (text(&key), member)));
+                *members = renamed(std::mem::take(members));
             }
         }
         _ => {}
     }
+}
+
+/// The members under names without secrets. Names that have become the same are numbered: no value stands in
+/// for another's.
+fn renamed(members: Map<String, Value>) -> Map<String, Value> {
+    let mut told = Map::new();
+    let mut numbers: HashMap<String, usize> = HashMap::new();
+    for (key, member) in members {
+        let name = text(&key);
+        let mut numbered = name.clone();
+        let number = numbers.entry(name.clone()).or_insert(1);
+        while told.contains_key(&numbered) {
+            *number += 1;
+            numbered = format!("{name} ({number})");
+        }
+        told.insert(numbered, member);
+    }
+    told
 }
 
 fn redact_path(value: &mut Value, steps: &[Step]) {
@@ -301,6 +321,19 @@ mod tests {
         assert_eq!(all("$.files[1]")["files"][1], json!(REDACTED));
         assert_eq!(all("$..[0]")["files"][0], json!(REDACTED));
         assert_eq!(all("$.*")["q"], json!(REDACTED));
+    }
+
+    #[test]
+    fn no_value_is_lost_where_keys_become_the_same() {
+        let (one, two) = ("AKIAIOSFODNN7EXAMPLE", "AKIAIOSFODNN8EXAMPLE");
+        let value = json!({ one: 1, REDACTED: 2, two: 3, "[redacted] (2)": 4, "x": 5 });
+        let told = arguments(&value, &[]);
+        let mut values: Vec<u64> =
+            told.as_object().unwrap().values().map(|v| v.as_u64().unwrap()).collect();
+        values.sort_unstable();
+        assert_eq!(values, [1, 2, 3, 4, 5], "{told}");
+        assert!(!told.to_string().contains("AKIA"), "{told}");
+        assert_eq!(arguments(&told, &[]), told);
     }
 
     #[test]

@@ -23,6 +23,9 @@ fn an_address_has_one_spelling() {
     assert_eq!(whole.request.uri(), "/a?b=c");
     assert_eq!(whole.request.headers()["host"], "x.example:8443");
     assert_eq!(target("http://[::1]/").unwrap().host, "::1");
+    assert_eq!(target("http://x.example").unwrap().url, "http://x.example/");
+    assert_eq!(target("https://x.example:80/").unwrap().port, 80);
+    assert_eq!(target("http://127.0.0.1:8080/").unwrap().host, "127.0.0.1");
     for url in [
         "ftp://x.example/",
         "file:///etc/passwd",
@@ -34,6 +37,15 @@ fn an_address_has_one_spelling() {
         "x.example",
         "http://x.example/ y",
         "http://x.example/\r\nhost: y",
+        "http://x.example./",
+        "http://x.example:/",
+        "http://x.example:80/",
+        "https://x.example:443/",
+        "http://x.example?a=b",
+        "http://2130706433/",
+        "http://0x7f.1/",
+        "http://127.1/",
+        "http://0177.0.0.1/",
         "",
     ] {
         assert!(target(url).is_err(), "{url:?}");

@@ -1,9 +1,13 @@
 //! Who orders something over the control socket, and what confirms it: people, with the second factor
 //! where one is enrolled, and never an agent.
 
-use std::{path::Path, time::Duration};
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use aegis_core::approval::Factor;
+use aegis_core::{Timestamp, approval::Factor};
 use aegis_kernel::{ByHand, totp::Totp};
 use anyhow::Context as _;
 use axum::{
@@ -64,10 +68,7 @@ pub(super) async fn factor(
         // A stop is never locked out. Each guess at one costs a second instead.
         tokio::time::sleep(PRESSED).await;
     }
-    let right = daemon.totp.lock().as_mut().map(|totp| match confirms {
-        Confirms::More => totp.verify(code, now()),
-        Confirms::Stop => totp.verify_stop(code, now()),
-    });
+    let right = daemon.totp.lock().as_mut().map(|totp| totp.verify(code, confirms, now()));
     let Some(right) = right else {
         let message =
             "no second factor is enrolled; run `aegis approvals enroll` as the daemon's user";
@@ -166,8 +167,48 @@ fn own_uid() -> u32 {
     nix::unistd::getuid().as_raw()
 }
 
-/// The second factor's secret, if one is enrolled: hex in a file that only the daemon's user reads.
-pub(in crate::up) fn read_totp(state: &Path) -> anyhow::Result<Option<Totp>> {
+/// The second factor, if one is enrolled, and the file that says which codes were used: a code does not work
+/// again because the daemon was started again.
+#[derive(Debug)]
+pub(in crate::up) struct Enrolled {
+    totp: Totp,
+    used: PathBuf,
+}
+
+impl Enrolled {
+    /// Whether a code confirms that now. What permits more counts once it is noted as used; nothing keeps
+    /// anybody from a stop.
+    fn verify(&mut self, code: &str, confirms: Confirms, now: Timestamp) -> bool {
+        let right = match confirms {
+            Confirms::More => self.totp.verify(code, now),
+            Confirms::Stop => self.totp.verify_stop(code, now),
+        };
+        if !right {
+            return false;
+        }
+        let noted = self.note();
+        if let Err(error) = &noted {
+            tracing::error!(%error, file = %self.used.display(), "a used code could not be noted");
+        }
+        noted.is_ok() || confirms == Confirms::Stop
+    }
+
+    fn note(&self) -> std::io::Result<()> {
+        let folder = self.used.parent().unwrap_or(Path::new("/"));
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        write!(file, "{}", self.totp.last_step())?;
+        file.as_file().sync_all()?;
+        file.persist(&self.used)?;
+        Ok(())
+    }
+
+    fn is_pressed(&self, now: Timestamp) -> bool {
+        self.totp.is_pressed(now)
+    }
+}
+
+/// The second factor, if one is enrolled: its secret is hex in a file that only the daemon's user reads.
+pub(in crate::up) fn read_totp(state: &Path) -> anyhow::Result<Option<Enrolled>> {
     let file = state.join("totp.secret");
     if !file.exists() {
         return Ok(None);
@@ -182,7 +223,50 @@ pub(in crate::up) fn read_totp(state: &Path) -> anyhow::Result<Option<Totp>> {
     let text = std::fs::read_to_string(&file)?;
     let secret =
         hex::decode(text.trim()).with_context(|| format!("{} is not hex", file.display()))?;
-    let totp = Totp::new(&secret);
-    anyhow::ensure!(totp.is_some(), "{} holds fewer than 16 bytes", file.display());
-    Ok(totp)
+    let totp = Totp::new(&secret)
+        .with_context(|| format!("{} holds fewer than 16 bytes", file.display()))?;
+    let used = state.join("totp.used");
+    let step = match std::fs::read_to_string(&used) {
+        Ok(text) => text.trim().parse().with_context(|| {
+            format!("{} is no number; delete it if no code was used lately", used.display())
+        })?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+        Err(error) => {
+            return Err(error).with_context(|| format!("{} cannot be read", used.display()));
+        }
+    };
+    Ok(Some(Enrolled { totp: totp.used_until(step), used }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_works_once_also_after_a_restart() {
+        let state = tempfile::tempdir().unwrap();
+        let file = state.path().join("totp.secret");
+        std::fs::write(&file, hex::encode(b"12345678901234567890")).unwrap();
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&file, private).unwrap();
+        // RFC 6238, appendix B.
+        let at = Timestamp::from_secs(1_111_111_109);
+        for confirms in [Confirms::More, Confirms::Stop] {
+            let first = || read_totp(state.path()).unwrap().unwrap();
+            let mut enrolled = first();
+            assert!(enrolled.verify("081804", confirms, at));
+            assert!(!enrolled.verify("081804", confirms, at));
+            assert!(!first().verify("081804", Confirms::More, at));
+            assert!(!first().verify("081804", Confirms::Stop, at));
+            std::fs::remove_file(state.path().join("totp.used")).unwrap();
+        }
+        // What cannot be noted permits nothing, and stops all the same.
+        let nowhere = || {
+            let mut enrolled = read_totp(state.path()).unwrap().unwrap();
+            enrolled.used = state.path().join("none/totp.used");
+            enrolled
+        };
+        assert!(!nowhere().verify("081804", Confirms::More, at));
+        assert!(nowhere().verify("081804", Confirms::Stop, at));
+    }
 }

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::domain::{Domain, agent, call, call_with, principal, state};
 
-async fn reason(domain: &Domain, action: Action) -> Reason {
+pub(crate) async fn reason(domain: &Domain, action: Action) -> Reason {
     match domain.kernel.decide(domain.context(), action).await {
         Ok(permit) => permit.receipt().decision.reason,
         Err(refusal) => refusal.decision.reason,
@@ -61,7 +61,7 @@ async fn what_no_policy_allows_is_denied_and_recorded() {
 }
 
 /// What the entries hold as arguments, oldest first, with a digest beside each.
-async fn recorded(domain: &Domain) -> Vec<serde_json::Value> {
+pub(crate) async fn recorded(domain: &Domain) -> Vec<serde_json::Value> {
     let entries = domain.entries().await.into_iter().filter(|entry| entry.arguments.is_some());
     let told = |entry: aegis_audit::Entry| {
         assert!(entry.arguments_digest.is_some());
@@ -189,6 +189,9 @@ async fn broken_glass_lifts_policies_for_a_while_and_nothing_else() {
         assert_eq!(reason(&domain, call("limited")).await, Reason::PolicyAllowed);
     }
     assert_eq!(reason(&domain, call("limited")).await, Reason::RateLimited);
+    // A rule that forbids it as well does not give back what is used up.
+    let forbidden_too = call_with("limited", json!({ "word": "forbidden" }));
+    assert_eq!(reason(&domain, forbidden_too).await, Reason::RateLimited);
     domain.principal = principal("two");
     assert_eq!(reason(&domain, call("multiply")).await, Reason::NoPolicyAllows);
     domain.principal = principal("one");

@@ -9,3 +9,4 @@
 mod approvals;
 mod decisions;
 mod domain;
+mod hidden;

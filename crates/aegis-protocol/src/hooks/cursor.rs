@@ -1,12 +1,15 @@
 //! Cursor: cursor.com/docs/agent/hooks (`preToolUse`, `beforeShellExecution`, `beforeMCPExecution`,
 //! `beforeReadFile`, `beforeSubmitPrompt`).
 //!
-//! A payload does not name the MCP server: its tools are judged under their own names, as tools of Cursor.
-//! `tool_input` is an object, or the text of one.
+//! A payload does not name the MCP server: its tools are judged as tools of Cursor that are named `MCP:TOOL`, so
+//! that none passes for one that Cursor itself has. `tool_input` is an object, or the text of one.
 
 use serde_json::{Map, Value};
 
 use super::{Hook, HookError, payload::Payload};
+
+/// What Cursor puts before the name of an MCP server's tool.
+const OF_A_SERVER: &str = "MCP:";
 
 pub(super) fn read(mut payload: Payload) -> Result<Hook, HookError> {
     match payload.text("hook_event_name")? {
@@ -16,7 +19,7 @@ pub(super) fn read(mut payload: Payload) -> Result<Hook, HookError> {
             payload.shell(Map::from_iter([("command".to_owned(), command)]))
         }
         "beforeMCPExecution" => {
-            let tool = payload.text("tool_name")?.to_owned();
+            let tool = format!("{OF_A_SERVER}{}", payload.text("tool_name")?);
             let input = payload.object_or_text("tool_input")?;
             payload.own(&tool, input)
         }
@@ -38,6 +41,7 @@ fn tool(mut payload: Payload) -> Result<Hook, HookError> {
         "Shell" => payload.shell(input),
         "Read" => payload.file(false, named, input),
         "Write" | "Edit" | "StrReplace" | "Delete" => payload.file(true, named, input),
-        other => payload.own(other.strip_prefix("MCP:").unwrap_or(other), input),
+        // With its prefix, where it has one.
+        other => payload.own(other, input),
     }
 }

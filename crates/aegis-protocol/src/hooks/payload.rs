@@ -130,17 +130,30 @@ impl Payload {
         arguments: Map<String, Value>,
     ) -> Result<Hook, HookError> {
         checked("the server's name", server)?;
+        // Under such a name its tools would pass for the agent's own.
+        if Agent::named(server).is_some() {
+            return Err(HookError::AgentsName);
+        }
+        self.called(server, tool, arguments)
+    }
+
+    /// A tool of the agent itself.
+    pub(super) fn own(&self, tool: &str, arguments: Map<String, Value>) -> Result<Hook, HookError> {
+        self.called(self.agent.as_str(), tool, arguments)
+    }
+
+    fn called(
+        &self,
+        server: &str,
+        tool: &str,
+        arguments: Map<String, Value>,
+    ) -> Result<Hook, HookError> {
         checked("the tool's name", tool)?;
         let mut action = self.action(ActionKind::ToolCall, "tools/call");
         action.server = server.into();
         action.tool = Some(tool.into());
         action.arguments = Value::Object(arguments);
         Ok(one(action))
-    }
-
-    /// A tool of the agent itself.
-    pub(super) fn own(&self, tool: &str, arguments: Map<String, Value>) -> Result<Hook, HookError> {
-        self.mcp(self.agent.as_str(), tool, arguments)
     }
 
     /// A tool that is named `mcp__SERVER__TOOL` if it is one of an MCP server, and the agent's own otherwise.

@@ -238,12 +238,49 @@ fn a_tool_of_a_server_has_the_names_of_the_proxy() {
     );
     assert_eq!(
         judged(Agent::Cursor, &by_cursor),
-        (ActionKind::ToolCall, "cursor/read_query".into(), input.clone())
+        (ActionKind::ToolCall, "cursor/MCP:read_query".into(), input.clone())
     );
     assert_eq!(
         judged(Agent::Vscode, &vscode("mcp_shop_read_query", &input)).1,
         "vscode/mcp_shop_read_query"
     );
+}
+
+#[test]
+fn no_servers_tool_passes_for_the_agents_own() {
+    let input = json!({ "path": "/a" });
+    // Cursor tells that a tool is a server's by its prefix, or by the event.
+    for own in ["grep", "Shell", "Read", "Agent", "MCP:grep"] {
+        let named = json!({ "tool_name": format!("MCP:{own}"), "tool_input": input });
+        let by_event = json!({ "tool_name": own, "tool_input": input });
+        for payload in [cursor("preToolUse", &named), cursor("beforeMCPExecution", &by_event)] {
+            assert_eq!(
+                judged(Agent::Cursor, &payload),
+                (ActionKind::ToolCall, format!("cursor/MCP:{own}"), input.clone())
+            );
+        }
+    }
+    // The others tell its server, which may have any name but an agent's.
+    for agent in Agent::ALL {
+        let server = agent.as_str();
+        let mut apart = claude(&format!("mcp__{server}__Grep"), &input);
+        apart["mcp_server"] = json!({ "name": server });
+        let mut by_gemini = gemini("mcp_tool", &input);
+        by_gemini["mcp_context"] = json!({ "server_name": server, "tool_name": "glob" });
+        for (agent, payload) in [
+            (Agent::ClaudeCode, claude(&format!("mcp__{server}__Grep"), &input)),
+            (Agent::ClaudeCode, apart),
+            (Agent::Codex, codex(&format!("mcp__{server}__update_plan"), &input)),
+            (Agent::Gemini, by_gemini),
+        ] {
+            assert_eq!(hook(agent, &payload), Err(HookError::AgentsName), "{payload}");
+        }
+    }
+    // These cannot be taken apart; what is before the tool's name stays before it.
+    let by_copilot = copilot("shop-report_intent", &input);
+    assert_eq!(judged(Agent::Copilot, &by_copilot).1, "copilot/shop-report_intent");
+    let by_vscode = vscode("mcp_shop_grep_search", &input);
+    assert_eq!(judged(Agent::Vscode, &by_vscode).1, "vscode/mcp_shop_grep_search");
 }
 
 #[test]
