@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aegis_core::Digest;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
 use crate::file::{beside, sync_folder};
@@ -217,9 +217,10 @@ impl Redo {
         Ok(())
     }
 
-    /// Waits until the database has all that is durable.
+    /// Has the mover try at once, and waits until the database has all that is durable.
     pub(crate) fn settle(&self) -> Result<(), StoreError> {
         let mut state = self.state.lock();
+        state.failure = None;
         while *self.moved.borrow() < state.size {
             if let Some(failure) = &state.failure {
                 return Err(failure.clone());
@@ -319,18 +320,20 @@ impl Redo {
         }
     }
 
-    /// For the mover: it did not work. Waits for `pause` or the end; whether it is the end.
+    /// For the mover: it did not work. Waits for `pause`, or until somebody waits for the next attempt, or for the
+    /// end; whether it is the end.
     pub(crate) fn failed(&self, error: StoreError, pause: Duration) -> bool {
         let mut state = self.state.lock();
         state.failure = Some(error);
+        state.urgent = false;
         self.changed.notify_all();
         let until = Instant::now() + pause;
-        self.sleep(&mut state, until);
+        while !state.ended && !state.urgent {
+            if self.changed.wait_until(&mut state, until).timed_out() {
+                break;
+            }
+        }
         state.ended
-    }
-
-    fn sleep(&self, state: &mut MutexGuard<'_, State>, until: Instant) {
-        while !state.ended && !self.changed.wait_until(state, until).timed_out() {}
     }
 }
 

@@ -499,6 +499,7 @@ impl SqliteStore {
     /// Deletes the entries below `below` and their salts, and checkpoints that a later one covers. The
     /// head, the tiles and the last entries stay, so that the chain goes on.
     pub(crate) fn forget(&self, below: u64) -> Result<(), StoreError> {
+        self.redo.settle()?;
         self.tables.lock().forget(below).map_err(|e| StoreError::sqlite(&self.place, &e))
     }
 
