@@ -140,7 +140,7 @@ pub(super) fn find(text: &str) -> Option<Vec<Range<usize>>> {
         } else {
             let end = until_not(rest, |c| c.is_ascii_alphanumeric() || "._~+/=-".contains(c));
             let random = |b: u8| b.is_ascii_digit() || b.is_ascii_uppercase();
-            (end >= 16 && cut(rest, end).bytes().any(random)).then(|| 0..end)
+            (end >= 16 && cut(rest, end).bytes().any(random)).then_some(0..end)
         };
         let Some(secret) = secret.filter(|range| !range.is_empty()) else { continue };
         if rest.get(secret.clone()) != Some(REDACTED) {
@@ -179,7 +179,7 @@ fn of_user(name: &str, quote: &str, rest: &str) -> Option<Range<usize>> {
         None => until(rest, SHELL),
     };
     let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
-    (!number(name) || !number(cut(rest, end))).then(|| 0..end)
+    (!number(name) || !number(cut(rest, end))).then_some(0..end)
 }
 
 /// Where a value begins, and the quote that it stands in, which may be escaped as in JSON within JSON.
