@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use aegis_core::decision::Reason;
+use aegis_core::{decision::Reason, manifest::ManifestError};
 use aegis_identity::tls::{Roots, https_client_config};
 use aegis_kernel::Permit;
 use aegis_protocol::{
@@ -279,7 +279,9 @@ impl Target {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
                 tracing::warn!(url = %self.uri, error = %chain(&*error), "the upstream did not answer");
-                Err(if is_tls(&*error) {
+                Err(if refuses_manifest(&*error) {
+                    Reason::ManifestRefused
+                } else if is_tls(&*error) {
                     Reason::UpstreamUnverified
                 } else {
                     Reason::UpstreamUnavailable
@@ -454,12 +456,22 @@ fn tls(spec: &AgentUpstreamSpec) -> Result<rustls::ClientConfig, String> {
     https_client_config(&roots).map_err(|error| format!("`spec.roots`: {error}"))
 }
 
-/// Whether TLS failed. An I/O error's `source` skips the error that it wraps, which is looked at
-/// itself.
+/// Whether TLS failed.
 pub(crate) fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    has_cause::<rustls::Error>(error)
+}
+
+/// Whether two sidecars do not take each other's manifests.
+pub(crate) fn refuses_manifest(error: &(dyn std::error::Error + 'static)) -> bool {
+    has_cause::<ManifestError>(error)
+}
+
+/// Whether an error of that kind is among the causes. An I/O error's `source` skips the error that it
+/// wraps, which is looked at itself.
+fn has_cause<E: std::error::Error + 'static>(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        if error.is::<rustls::Error>() {
+        if error.is::<E>() {
             return true;
         }
         let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);

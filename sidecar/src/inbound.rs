@@ -9,7 +9,7 @@ use aegis_core::{
     approval::ApprovalState,
     decision::{Reason, Verdict},
 };
-use aegis_kernel::{Permit, Shown};
+use aegis_kernel::{Permit, Principal, Shown};
 use aegis_protocol::mcp::{ClientMessage, Era, LegacyVersion, Transport};
 use aegis_resources::upstream::UpstreamProtocol;
 use bytes::Bytes;
@@ -142,7 +142,11 @@ async fn answer(
         return refuse(route, &request, reason);
     }
     match attested {
-        Ok(attested) => governed(route, &attested, None, request).await,
+        Ok(attested) => {
+            let state = route.kernel().state();
+            let principal = state.registry.principal(&attested.id, attested.not_after);
+            governed(route, principal.ok_or(Reason::IdentityUnknown), None, request).await
+        }
         Err(reason) => refuse(route, &request, reason),
     }
 }
@@ -156,16 +160,16 @@ fn refuse<B>(route: &Route, request: &Request<B>, reason: Reason) -> Response<Bo
     boxed(respond::http(respond::plain(respond::status_of(reason), reason)))
 }
 
-/// Answers one request of somebody who is known, which may have come with a grant.
+/// Answers one request of somebody who has proven who it is, which may have come with a grant.
 pub(crate) async fn governed<B: RequestBody>(
     route: &Arc<Route>,
-    attested: &Attested,
+    principal: Result<Principal, Reason>,
     grant: Option<Arc<Shown>>,
     request: Request<B>,
 ) -> Response<Body> {
-    let registered = route.kernel().state().registry.principal(&attested.id, attested.not_after);
-    let Some(principal) = registered else {
-        return refuse(route, &request, Reason::IdentityUnknown);
+    let principal = match principal {
+        Ok(principal) => principal,
+        Err(reason) => return refuse(route, &request, reason),
     };
     if route.spec.protocol == UpstreamProtocol::A2a {
         let caller = Caller { principal, session: None, grant, span: route.span() };

@@ -20,6 +20,7 @@ mod grant;
 pub mod inbound;
 pub mod kernel_api;
 pub mod listing;
+mod manifest;
 pub mod metrics;
 pub mod names;
 mod oauth;
@@ -37,8 +38,8 @@ mod stream;
 pub mod transparent;
 
 pub use attest::{Attest, Attested};
-pub use direct::MESH_PROTOCOL;
 pub use inbound::serve;
 pub use kernel_api::KernelApi;
+pub use manifest::{BARE_MESH_PROTOCOL, MESH_PROTOCOL, ManifestMode};
 pub use resolve::Reachable;
 pub use route::{Route, RouteError, Shared};

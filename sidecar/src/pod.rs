@@ -118,6 +118,7 @@ async fn enforce(
         agent: agent.clone(),
         source: Arc::clone(&source),
         revocations: authority.revocations(),
+        manifests: options.manifests,
     };
     let destination = Arc::new(original_destination);
     let caught = Transparent::new(Arc::clone(&shared), own, ports, destination)?;

@@ -49,8 +49,9 @@ use tokio::{net::TcpStream, sync::watch};
 use crate::{
     Route, Shared,
     attest::Attested,
-    direct::{MESH_PROTOCOL, Mesh},
+    direct::Mesh,
     inbound::{Body, boxed},
+    manifest::{ManifestMode, Manifests},
     names::Names,
     respond,
 };
@@ -111,6 +112,8 @@ pub struct Own {
     pub source: Arc<SvidSource>,
     /// Who is revoked.
     pub revocations: watch::Receiver<Arc<Revocations>>,
+    /// What becomes of a peer without a manifest that holds.
+    pub manifests: ManifestMode,
 }
 
 /// What both directions share.
@@ -120,7 +123,8 @@ pub struct Transparent {
     ports: Ports,
     destination: Destination,
     names: Names,
-    server: Arc<ServerConfig>,
+    server: ServerConfig,
+    manifests: Arc<Manifests>,
     upstreams: ArcSwap<Vec<Arc<Route>>>,
     routes: Routes,
     peers: Peers,
@@ -177,8 +181,10 @@ impl Transparent {
         let domain = own.agent.trust_domain();
         let rule = PeerRule::agents_of(domain.clone());
         let mut server = server_config(&own.source, own.revocations.clone(), rule.clone())?;
-        server.alpn_protocols = vec![MESH_PROTOCOL.to_vec()];
-        let anybody = mesh(&own, rule, None, false)?;
+        let (kernel, clock) = (Arc::clone(&shared.kernel), own.source.clock());
+        let manifests = Arc::new(Manifests::new(kernel, own.agent.clone(), clock, own.manifests));
+        server.alpn_protocols = manifests.protocols();
+        let anybody = mesh(&own, &manifests, rule, None, false)?;
         Ok(Self {
             shared,
             own,
@@ -187,7 +193,8 @@ impl Transparent {
             names: Arc::new(|_| {
                 Box::pin(async { Err(io::Error::other("nobody is asked for names")) })
             }),
-            server: Arc::new(server),
+            server,
+            manifests,
             upstreams: ArcSwap::default(),
             routes: Routes::default(),
             peers: Peers::new(anybody),
@@ -303,15 +310,17 @@ fn answer(reason: Reason) -> Response<Body> {
 /// or anybody's.
 fn mesh(
     own: &Own,
+    manifests: &Arc<Manifests>,
     rule: PeerRule,
     only: Option<(AgentId, u16)>,
     a2a: bool,
 ) -> Result<Arc<Mesh>, TlsError> {
     let mut config: ClientConfig = client_config(&own.source, own.revocations.clone(), rule)?;
-    config.alpn_protocols = vec![MESH_PROTOCOL.to_vec()];
+    config.alpn_protocols = manifests.protocols();
     let (audience, port) = only.unzip();
     Ok(Arc::new(Mesh {
-        config: Arc::new(config),
+        config,
+        manifests: Arc::clone(manifests),
         revocations: own.revocations.clone(),
         source: Arc::clone(&own.source),
         audience,

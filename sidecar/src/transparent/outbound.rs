@@ -89,17 +89,20 @@ impl Transparent {
         };
         let response = match (sorted, &server) {
             (Sorted::Mcp(request) | Sorted::A2a(request), Server::Upstream(route)) => {
-                governed(route, &own, None, request).await
+                governed(route, self.principal(&own), None, request).await
             }
             (Sorted::Mcp(request) | Sorted::A2a(request), Server::Agent(agent, direct, _)) => {
                 let to = (direct, server.speaks());
                 match self.route(&own.id, agent, destination, to, &request) {
-                    Ok(route) => governed(&route, &own, None, request).await,
+                    Ok(route) => governed(&route, self.principal(&own), None, request).await,
                     Err(reason) => return refuse(name, reason).await,
                 }
             }
             (Sorted::Plain(request), Server::Agent(agent, direct, _)) => {
-                plain::exchange(self, (&own, None), agent, direct, request).await
+                match self.principal(&own) {
+                    Ok(own) => plain::exchange(self, own, None, agent, direct, request).await,
+                    Err(reason) => return self.refuse_stranger(reason),
+                }
             }
             (Sorted::Plain(_), Server::Upstream(_)) => {
                 return refuse(name, Reason::ProtocolUnsupported).await;
@@ -136,7 +139,7 @@ impl Transparent {
         if destination.ip().is_loopback() && speaks != Speaks::Http {
             return Ok(Server::Agent(self.own.agent.clone(), Direct::Plain(destination), speaks));
         }
-        let (agent, mesh) = self.peers.at(destination, &self.own).await?;
+        let (agent, mesh) = self.peers.at(destination, &self.own, &self.manifests).await?;
         let speaks = if mesh.a2a { Speaks::A2a } else { Speaks::Unknown };
         Ok(Server::Agent(agent, Direct::Mesh(destination, mesh), speaks))
     }

@@ -15,7 +15,7 @@ use aegis_core::{
     decision::Reason,
     policy::Scope,
 };
-use aegis_kernel::{Context, Ending, Shown};
+use aegis_kernel::{Context, Ending, Principal, Shown};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
@@ -24,9 +24,8 @@ use serde_json::{Value, json};
 
 use super::{MAX_BODY_BYTES, Transparent, answer, endpoint, server_name};
 use crate::{
-    attest::Attested,
     direct::Direct,
-    forward::end_to_end,
+    forward::{end_to_end, refuses_manifest},
     grant::Told,
     inbound::{Body, boxed},
     relay, respond, route,
@@ -43,17 +42,14 @@ const MAX_PATH_BYTES: usize = 2048;
 /// releases its answer.
 pub(super) async fn exchange(
     caught: &Arc<Transparent>,
-    (caller, grant): (&Attested, Option<&Shown>),
+    principal: Principal,
+    grant: Option<&Shown>,
     agent: &AgentId,
     direct: &Direct,
     request: Request<Bytes>,
 ) -> Response<Body> {
-    let principal = match caught.principal(caller) {
-        Ok(principal) => principal,
-        Err(reason) => return caught.refuse_stranger(reason),
-    };
     let kernel = &caught.shared.kernel;
-    let server = server_name(&caller.id, agent);
+    let server = server_name(&principal.id, agent);
     let path = request.uri().path();
     if path.len() > MAX_PATH_BYTES {
         let reason = Reason::NameTooLong;
@@ -190,6 +186,9 @@ async fn send(
     }
     direct.send(request, told).await.map_err(|error| {
         tracing::info!(%error, "the application does not answer");
+        if refuses_manifest(&error) {
+            return Reason::ManifestRefused;
+        }
         Reason::UpstreamUnavailable
     })
 }

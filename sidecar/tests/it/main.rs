@@ -19,6 +19,7 @@ mod ledger;
 mod limits;
 mod listing;
 mod lists;
+mod manifests;
 mod mesh;
 mod oauth;
 mod probes;
