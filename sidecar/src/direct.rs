@@ -44,6 +44,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
+    delegation::Carried,
     grant::{self, Told},
     manifest::{Manifests, Met},
 };
@@ -180,16 +181,34 @@ impl Direct {
         }
     }
 
+    /// Tells whoever gets a request on whose behalf it is sent, and what is lent with it.
+    ///
+    /// # Errors
+    /// When that cannot be told: the request would be another one.
+    pub(crate) fn tell(&self, headers: &mut HeaderMap, carried: &Carried) -> io::Result<()> {
+        match self {
+            Self::Plain(_) => carried.tell_application(headers),
+            Self::Mesh(_, mesh) if carried.is_for_peers() => {
+                let callee = mesh.audience.as_ref();
+                let callee = callee.ok_or_else(|| io::Error::other("nobody is called"))?;
+                let own = mesh.source.current().map_err(io::Error::other)?;
+                carried.tell_peer(headers, &own, callee, (mesh.source.clock())())
+            }
+            Self::Mesh(..) => Ok(()),
+        }
+    }
+
     /// Sends one request on a connection of its own, telling the other sidecar of the approval that
     /// was used for it.
     pub(crate) async fn send(
         &self,
         mut request: Request<Full<Bytes>>,
-        told: Option<&Told>,
+        told: &Told,
     ) -> io::Result<Response<Incoming>> {
         let mut identity = None;
-        if let (Self::Mesh(_, mesh), Some(told)) = (self, told)
-            && let Some(audience) = &mesh.audience
+        self.tell(request.headers_mut(), &told.carried)?;
+        if let Self::Mesh(_, mesh) = self
+            && let Some(audience) = mesh.audience.as_ref().filter(|_| told.is_granted())
         {
             let own = mesh.source.current().map_err(io::Error::other)?;
             if let Some(header) = told.header(&own, audience, (mesh.source.clock())()) {

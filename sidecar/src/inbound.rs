@@ -32,6 +32,7 @@ use crate::{
     a2a,
     accept::accept,
     attest::Attested,
+    delegation::Carried,
     exchange::Exchange,
     forward::{self, Peer},
     listing, oauth,
@@ -145,7 +146,13 @@ async fn answer(
         Ok(attested) => {
             let state = route.kernel().state();
             let principal = state.registry.principal(&attested.id, attested.not_after);
-            governed(route, principal.ok_or(Reason::IdentityUnknown), None, request).await
+            governed(
+                route,
+                principal.ok_or(Reason::IdentityUnknown),
+                (None, Arc::default()),
+                request,
+            )
+            .await
         }
         Err(reason) => refuse(route, &request, reason),
     }
@@ -164,7 +171,7 @@ fn refuse<B>(route: &Route, request: &Request<B>, reason: Reason) -> Response<Bo
 pub(crate) async fn governed<B: RequestBody>(
     route: &Arc<Route>,
     principal: Result<Principal, Reason>,
-    grant: Option<Arc<Shown>>,
+    (grant, carried): (Option<Arc<Shown>>, Arc<Carried>),
     request: Request<B>,
 ) -> Response<Body> {
     let principal = match principal {
@@ -172,7 +179,7 @@ pub(crate) async fn governed<B: RequestBody>(
         Err(reason) => return refuse(route, &request, reason),
     };
     if route.spec.protocol == UpstreamProtocol::A2a {
-        let caller = Caller { principal, session: None, grant, span: route.span() };
+        let caller = Caller { principal, session: None, grant, carried, span: route.span() };
         return a2a::governed(route, caller, request).await;
     }
     let session = match one(request.headers(), SESSION) {
@@ -188,7 +195,7 @@ pub(crate) async fn governed<B: RequestBody>(
         route.kernel().refuse(&principal, &route.name, reason, told).await;
         return boxed(respond::http(respond::plain(respond::status_of(reason), reason)));
     }
-    let caller = Caller { principal, session, grant, span: route.span() };
+    let caller = Caller { principal, session, grant, carried, span: route.span() };
     let metadata = |target| oauth::is_metadata(target, request.uri().path());
     if request.method() == Method::GET && route.target.as_ref().is_some_and(metadata) {
         return oauth::serve(route, &caller, request.uri().path()).await;

@@ -13,6 +13,7 @@ mod a2a;
 mod accept;
 pub mod attest;
 mod bounded;
+mod delegation;
 mod direct;
 pub mod exchange;
 pub mod forward;

@@ -75,8 +75,14 @@ pub(crate) struct Met {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Unfit {
     pub(crate) reason: Reason,
-    /// What is wrong with its manifest.
-    pub(crate) problem: Option<ManifestError>,
+    /// What is wrong, and with which of the things that it has shown.
+    pub(crate) problem: Option<(&'static str, &'static str)>,
+}
+
+impl From<ManifestError> for Unfit {
+    fn from(problem: ManifestError) -> Self {
+        Self { reason: Reason::ManifestRefused, problem: Some(("manifest", problem.code())) }
+    }
 }
 
 /// What both ends of a connection know of it.
@@ -254,9 +260,7 @@ impl Manifests {
                 let nothing = Unfit { reason: Reason::CapabilityMissing, problem: None };
                 caller.within(&manifest.capabilities).ok_or(nothing)
             }
-            Err(problem) if self.mode == ManifestMode::Required => {
-                Err(Unfit { reason: Reason::ManifestRefused, problem: Some(problem) })
-            }
+            Err(problem) if self.mode == ManifestMode::Required => Err(problem.into()),
             Err(problem) => {
                 caller.manifest = Some(Err(problem));
                 Ok(caller)

@@ -43,15 +43,16 @@ use http::Response;
 use parking_lot::Mutex;
 use rustls::{ClientConfig, ServerConfig};
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokio::{net::TcpStream, sync::watch};
 
 use crate::{
     Route, Shared,
     attest::Attested,
+    delegation::Delegations,
     direct::Mesh,
     inbound::{Body, boxed},
-    manifest::{ManifestMode, Manifests},
+    manifest::{ManifestMode, Manifests, Unfit},
     names::Names,
     respond,
 };
@@ -125,6 +126,7 @@ pub struct Transparent {
     names: Names,
     server: ServerConfig,
     manifests: Arc<Manifests>,
+    delegations: Delegations,
     upstreams: ArcSwap<Vec<Arc<Route>>>,
     routes: Routes,
     peers: Peers,
@@ -184,6 +186,9 @@ impl Transparent {
         let (kernel, clock) = (Arc::clone(&shared.kernel), own.source.clock());
         let manifests = Arc::new(Manifests::new(kernel, own.agent.clone(), clock, own.manifests));
         server.alpn_protocols = manifests.protocols();
+        let (kernel, source) = (Arc::clone(&shared.kernel), Arc::clone(&own.source));
+        let revocations = own.revocations.clone();
+        let delegations = Delegations::new(kernel, own.agent.clone(), source, revocations);
         let anybody = mesh(&own, &manifests, rule, None, false)?;
         Ok(Self {
             shared,
@@ -195,6 +200,7 @@ impl Transparent {
             }),
             server,
             manifests,
+            delegations,
             upstreams: ArcSwap::default(),
             routes: Routes::default(),
             peers: Peers::new(anybody),
@@ -293,6 +299,21 @@ impl Transparent {
             }
             Err(unknown) => self.refuse_stranger(unknown),
         }
+    }
+
+    /// Records that a request was refused for what was shown with it, and answers it.
+    async fn refuse_unfit(
+        &self,
+        attested: &Attested,
+        server: &str,
+        destination: SocketAddr,
+        Unfit { reason, problem }: Unfit,
+    ) -> Response<Body> {
+        let mut told = told(destination, "http/1");
+        if let Some((what, problem)) = problem {
+            told.insert(what.into(), json!({ "problem": problem }));
+        }
+        self.refuse(attested, server, reason, told).await
     }
 
     /// Counts the refusal of somebody who is nobody, and answers it.

@@ -6,6 +6,7 @@
 
 pub mod bundle;
 pub mod clock;
+pub mod delegation;
 pub mod grant;
 pub mod jws;
 pub mod jwt;
@@ -18,6 +19,7 @@ pub mod verify;
 
 pub use bundle::{Bundle, BundleError};
 pub use clock::{Clock, system_clock};
+pub use delegation::{Delegation, lend, verify_delegation};
 pub use grant::{VerifiedGrant, sign_grant, verify_grant};
 pub use jws::SignError;
 pub use jwt::{JwtClaims, JwtError, JwtKey, JwtSigner, JwtSvid};

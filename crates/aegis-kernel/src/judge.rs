@@ -188,6 +188,12 @@ fn refused_outright(
     if critical || state.is_stopped(&principal.id) {
         return Some(Reason::AgentQuarantined);
     }
+    let ended = |one: &AgentId| {
+        state.registry.find(one).is_none() || state.revoked.contains(one) || state.is_stopped(one)
+    };
+    if principal.delegation.iter().any(ended) {
+        return Some(Reason::DelegationEnded);
+    }
     let stale = state.confirmed_at.is_some_and(|confirmed| {
         now.since(confirmed).as_secs() > u64::from(thresholds.max_staleness_secs)
     });

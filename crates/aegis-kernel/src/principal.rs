@@ -37,6 +37,19 @@ pub struct ShownManifest {
 }
 
 impl Principal {
+    /// The same principal, acting on a delegation: for those, with no more than `capabilities`, and until
+    /// then; `None` if that leaves nothing.
+    #[must_use]
+    pub fn acting_for(
+        self,
+        delegators: Arc<[AgentId]>,
+        capabilities: &[Capability],
+        until: Timestamp,
+    ) -> Option<Self> {
+        let not_after = self.not_after.min(until);
+        Some(Self { delegation: delegators, not_after, ..self.within(capabilities)? })
+    }
+
     /// The same principal, holding no more than `capabilities` besides; `None` if that leaves nothing.
     #[must_use]
     pub fn within(mut self, capabilities: &[Capability]) -> Option<Self> {

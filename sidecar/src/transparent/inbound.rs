@@ -4,13 +4,13 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use aegis_core::decision::Reason;
 use aegis_identity::tls::{peer_identity, showing};
+use aegis_kernel::Principal;
 use aegis_mesh::PeerBound;
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::{Body as _, Incoming};
 use rustls::pki_types::CertificateDer;
-use serde_json::json;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     attest::Attested,
+    delegation::Carried,
     direct::{self, Direct},
     grant,
     inbound::{Body, HEAD_BYTES, boxed, governed, serve_http},
@@ -76,6 +77,9 @@ struct Peer {
     met: Met,
 }
 
+/// The caller of a request with what came along, or why it is refused.
+type Standing = Result<(Principal, Arc<Carried>), Unfit>;
+
 /// A connection of another sidecar.
 async fn peer(caught: Arc<Transparent>, destination: SocketAddr, stream: TcpStream) {
     let Ok(own) = caught.own.source.current() else {
@@ -105,8 +109,7 @@ async fn peer(caught: Arc<Transparent>, destination: SocketAddr, stream: TcpStre
         Ok(Ok(met)) => met,
         Ok(Err(problem)) => {
             tracing::warn!(peer = %attested.id, %problem, "a peer is refused");
-            let unfit = Unfit { reason: Reason::ManifestRefused, problem: Some(problem) };
-            return drop(caught.refuse_peer(&attested, destination, unfit).await);
+            return drop(caught.refuse_peer(&attested, destination, problem.into()).await);
         }
         Err(_) => return,
     };
@@ -144,6 +147,14 @@ impl Transparent {
         response
     }
 
+    /// Who a peer's request is judged as, by what it has shown with the connection and the request; or why
+    /// it is nobody.
+    fn standing(&self, peer: &Peer, headers: &HeaderMap) -> Result<Standing, Reason> {
+        let principal = self.principal(&peer.attested)?;
+        let shown = self.manifests.standing(&peer.met, principal);
+        Ok(shown.and_then(|principal| self.delegations.coming_in(headers, principal)))
+    }
+
     /// A request of another agent, whose connection has shown this leaf.
     async fn inbound(
         self: &Arc<Self>,
@@ -168,14 +179,15 @@ impl Transparent {
             *refused.status_mut() = StatusCode::MISDIRECTED_REQUEST;
             return refused;
         }
-        let principal = match self
-            .principal(caller)
-            .map(|one| self.manifests.standing(&peer.met, one))
-        {
-            Ok(Ok(principal)) => Ok(principal),
-            // It is asked for another manifest on its next connection.
-            Ok(Err(unfit)) => return closing(self.refuse_peer(caller, destination, unfit).await),
-            Err(unknown) => Err(unknown),
+        let (principal, carried) = match self.standing(peer, request.headers()) {
+            Ok(Ok((principal, carried))) => (Ok(principal), carried),
+            Ok(Err(unfit)) => {
+                let refused = self.refuse_peer(caller, destination, unfit).await;
+                // It is asked for another manifest on its next connection.
+                let anew = unfit.reason == Reason::ManifestRefused;
+                return if anew { closing(refused) } else { refused };
+            }
+            Err(unknown) => (Err(unknown), Arc::default()),
         };
         let speaks = self.speaks(destination.port());
         let sorted = match sort(request, speaks).await {
@@ -186,15 +198,15 @@ impl Transparent {
         match sorted {
             Sorted::Mcp(request) | Sorted::A2a(request) => {
                 match self.route(&caller.id, &agent, destination, (&direct, speaks), &request) {
-                    Ok(route) => governed(&route, principal, grant, request).await,
+                    Ok(route) => governed(&route, principal, (grant, carried), request).await,
                     Err(reason) => refuse(reason).await,
                 }
             }
             Sorted::Plain(request) => {
-                let grant = grant.as_deref();
+                let told = (grant.as_deref(), &carried);
                 match principal {
                     Ok(caller) => {
-                        plain::exchange(self, caller, grant, &agent, &direct, request).await
+                        plain::exchange(self, caller, told, &agent, &direct, request).await
                     }
                     Err(reason) => self.refuse_stranger(reason),
                 }
@@ -202,18 +214,15 @@ impl Transparent {
         }
     }
 
-    /// Records that a peer was refused before anything of it was judged, and answers it.
+    /// Records that a request of a peer was refused before it was judged, and answers it.
     async fn refuse_peer(
         &self,
         peer: &Attested,
         destination: SocketAddr,
-        Unfit { reason, problem }: Unfit,
+        unfit: Unfit,
     ) -> Response<Body> {
-        let mut told = told(destination, "http/1");
-        let problem = problem.map(|problem| json!({ "problem": problem.code() }));
-        told.extend(problem.map(|problem| ("manifest".to_owned(), problem)));
         let name = server_name(&peer.id, &self.own.agent);
-        self.refuse(peer, &name, reason, told).await
+        self.refuse_unfit(peer, &name, destination, unfit).await
     }
 
     /// A request of somebody who has proven nothing: what the kubelet asks is answered with the

@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 
 use super::{MAX_BODY_BYTES, Transparent, answer, endpoint, server_name};
 use crate::{
+    delegation::Carried,
     direct::Direct,
     forward::{end_to_end, refuses_manifest},
     grant::Told,
@@ -43,7 +44,7 @@ const MAX_PATH_BYTES: usize = 2048;
 pub(super) async fn exchange(
     caught: &Arc<Transparent>,
     principal: Principal,
-    grant: Option<&Shown>,
+    (grant, carried): (Option<&Shown>, &Arc<Carried>),
     agent: &AgentId,
     direct: &Direct,
     request: Request<Bytes>,
@@ -89,7 +90,7 @@ pub(super) async fn exchange(
     let (_, receipt) = permit.into_parts();
     let started = Instant::now();
     let request = request.map(Full::new);
-    let answered = whole(direct, request, Told::of(&receipt).as_ref()).await;
+    let answered = whole(direct, request, &Told::of(&receipt, carried)).await;
     let (result, reason, status, bytes) = match &answered {
         Ok(response) => {
             let status = response.status();
@@ -141,7 +142,7 @@ pub(super) async fn probe(
     request.headers_mut().insert(header::HOST, host.map_err(|_| Reason::MalformedMessage)?);
     request.headers_mut().insert(header::USER_AGENT, HeaderValue::from_static("kube-probe/aegis"));
     let direct = Direct::Plain(destination);
-    let answered = tokio::time::timeout(PROBE, send(&direct, request, None)).await;
+    let answered = tokio::time::timeout(PROBE, send(&direct, request, &Told::default())).await;
     let status = answered.map_err(|_| Reason::UpstreamTimeout)??.status();
     let mut response = Response::new(Full::new(Bytes::new()));
     *response.status_mut() = status;
@@ -152,7 +153,7 @@ pub(super) async fn probe(
 async fn whole(
     direct: &Direct,
     request: Request<Full<Bytes>>,
-    told: Option<&Told>,
+    told: &Told,
 ) -> Result<Response<Bytes>, Reason> {
     let answering = async {
         let (mut head, body) = send(direct, request, told).await?.into_parts();
@@ -176,7 +177,7 @@ async fn whole(
 async fn send(
     direct: &Direct,
     mut request: Request<Full<Bytes>>,
-    told: Option<&Told>,
+    told: &Told,
 ) -> Result<Response<Incoming>, Reason> {
     let host: Option<HeaderValue> = request.headers().get(header::HOST).cloned();
     let headers: &mut HeaderMap = request.headers_mut();

@@ -10,6 +10,7 @@ mod agents;
 mod approvals;
 mod asking;
 mod caught_agents;
+mod delegation;
 mod egress;
 mod forwarding;
 mod grants;
