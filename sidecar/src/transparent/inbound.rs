@@ -18,7 +18,6 @@ use super::{
     Transparent, answer, attested, health, plain, server_name,
     sort::{Sorted, Speaks, sort},
     spoken::{Spoken, spoken},
-    told,
 };
 use crate::{
     attest::Attested,
