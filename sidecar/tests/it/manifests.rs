@@ -110,12 +110,12 @@ fn altered(token: &str, change: impl FnOnce(&mut Value)) -> String {
 }
 
 /// One thing that a caller's sidecar may show which is not what it was built as.
-type Case = (&'static str, Box<dyn Fn(&Manifest, &X509Svid) -> Vec<u8>>);
+type Case = (&'static str, Forge);
+/// Makes it of a manifest that would hold.
+type Forge = Box<dyn Fn(&Manifest, &X509Svid) -> Vec<u8>>;
 
 fn cases(foreign: X509Svid, replayed: String) -> Vec<Case> {
-    fn with(
-        change: impl Fn(&mut Manifest) + 'static,
-    ) -> Box<dyn Fn(&Manifest, &X509Svid) -> Vec<u8>> {
+    fn with(change: impl Fn(&mut Manifest) + 'static) -> Forge {
         Box::new(move |good, svid| {
             let mut manifest = good.clone();
             change(&mut manifest);
