@@ -647,7 +647,7 @@ with tempfile.NamedTemporaryFile() as file:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.load_cert_chain(file.name)
-context.set_alpn_protocols(["aegis-mesh/1"])
+context.set_alpn_protocols(["aegis-mesh/2"])
 with context.wrap_socket(socket.create_connection((sys.argv[1], 8080), 10)) as stream:
     print("connected", stream.selected_alpn_protocol())
     try:
@@ -663,7 +663,7 @@ def given_away():
     svid, = workload("export")
     told = inside("stranger", "-c", TURNED_AWAY, address("server", NAMESPACE), svid, namespace=OUTSIDE)
     lines = told.stdout.splitlines()
-    assert lines[:1] == ["connected aegis-mesh/1"] and lines[1].startswith("refused "), told.stdout + told.stderr
+    assert lines[:1] == ["connected aegis-mesh/2"] and lines[1].startswith("refused "), told.stdout + told.stderr
     assert "given-away" not in shop("logs", "server", "-c", "app").stdout, "the server saw it"
     return lines[1]
 

@@ -243,7 +243,8 @@ impl Call {
         &self,
         permit: Permit<ClientRequest>,
     ) -> Result<(Response<Incoming>, Exchange), (Reason, Exchange)> {
-        let (within, told) = (permit.receipt().decision_id.clone(), Told::of(permit.receipt()));
+        let told = Told::of(permit.receipt(), &self.caller.carried);
+        let within = permit.receipt().decision_id.clone();
         let route = &self.route;
         let (bytes, exchange) =
             Exchange::open_request(Arc::clone(route), self.caller.clone(), permit);

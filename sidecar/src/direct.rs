@@ -43,10 +43,12 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::grant::{self, Told};
+use crate::{
+    delegation::Carried,
+    grant::{self, Told},
+    manifest::{Manifests, Met},
+};
 
-/// The protocol between sidecars: HTTP/1.1 of governed agents.
-pub const MESH_PROTOCOL: &[u8] = b"aegis-mesh/1";
 /// Which port of the application a connection leads to: told by whose sidecar is asked `OPTIONS *`, and
 /// said with each request, so that none is taken at another. A Service may have another number for it.
 pub(crate) static PORT: HeaderName = HeaderName::from_static("x-aegis-port");
@@ -68,8 +70,10 @@ pub(crate) enum Direct {
 
 /// How other sidecars are recognised.
 pub(crate) struct Mesh {
-    /// Whom this connection accepts; its protocols are [`MESH_PROTOCOL`] alone.
-    pub(crate) config: Arc<ClientConfig>,
+    /// Whom this connection accepts; its protocols are those between sidecars alone.
+    pub(crate) config: ClientConfig,
+    /// What is shown there first.
+    pub(crate) manifests: Arc<Manifests>,
     /// Who is revoked.
     pub(crate) revocations: watch::Receiver<Arc<Revocations>>,
     /// Whose SVIDs are shown, and so sign; and the time.
@@ -83,7 +87,7 @@ pub(crate) struct Mesh {
 }
 
 /// What the sidecar of another pod says of where a connection leads.
-pub(crate) struct Met {
+pub(crate) struct Answered {
     pub(crate) peer: Option<PeerIdentity>,
     /// The port of its application.
     pub(crate) port: u16,
@@ -103,14 +107,25 @@ pub(crate) enum DirectStream {
 #[derive(Clone)]
 pub(crate) struct Retirement {
     at: Instant,
+    shown: Arc<(Arc<Manifests>, Met)>,
     awaited: Arc<AtomicBool>,
 }
 
 impl Retirement {
     /// After three quarters of what is left. The last quarter is for calls under way: a renewal at half
     /// of a lifetime leaves them an eighth of it.
-    fn after(left: Duration) -> Self {
-        Self { at: Instant::now() + left / 4 * 3, awaited: Arc::default() }
+    fn after(left: Duration, manifests: Arc<Manifests>, met: Met) -> Self {
+        let shown = Arc::new((manifests, met));
+        Self { at: Instant::now() + left / 4 * 3, shown, awaited: Arc::default() }
+    }
+
+    /// Resolves then, or once this side has another manifest to show.
+    async fn is_due(&self) {
+        let (manifests, met) = &*self.shown;
+        tokio::select! {
+            () = tokio::time::sleep_until(self.at) => {}
+            () = manifests.outdated(met) => {}
+        }
     }
 }
 
@@ -131,7 +146,7 @@ impl Direct {
 
     /// Connects, and asks the sidecar there which port of its application that leads to. One that does
     /// not say is taken by its word with each request.
-    pub(crate) async fn meet(&self) -> io::Result<Met> {
+    pub(crate) async fn meet(&self) -> io::Result<Answered> {
         let (Self::Plain(address) | Self::Mesh(address, _)) = self;
         let asking = async {
             let (stream, peer) = self.connecting(None).await?;
@@ -143,7 +158,7 @@ impl Direct {
             let headers = response.headers();
             let port = port_in(headers).unwrap_or(address.port());
             let a2a = headers.get(&SPEAKS).is_some_and(|speaks| speaks == A2A);
-            Ok(Met { peer, port, a2a })
+            Ok(Answered { peer, port, a2a })
         };
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the sidecar there is too slow");
         tokio::time::timeout(CONNECT_TIMEOUT, asking).await.map_err(late)?
@@ -166,16 +181,34 @@ impl Direct {
         }
     }
 
+    /// Tells whoever gets a request on whose behalf it is sent, and what is lent with it.
+    ///
+    /// # Errors
+    /// When that cannot be told: the request would be another one.
+    pub(crate) fn tell(&self, headers: &mut HeaderMap, carried: &Carried) -> io::Result<()> {
+        match self {
+            Self::Plain(_) => carried.tell_application(headers),
+            Self::Mesh(_, mesh) if carried.is_for_peers() => {
+                let callee = mesh.audience.as_ref();
+                let callee = callee.ok_or_else(|| io::Error::other("nobody is called"))?;
+                let own = mesh.source.current().map_err(io::Error::other)?;
+                carried.tell_peer(headers, &own, callee, (mesh.source.clock())())
+            }
+            Self::Mesh(..) => Ok(()),
+        }
+    }
+
     /// Sends one request on a connection of its own, telling the other sidecar of the approval that
     /// was used for it.
     pub(crate) async fn send(
         &self,
         mut request: Request<Full<Bytes>>,
-        told: Option<&Told>,
+        told: &Told,
     ) -> io::Result<Response<Incoming>> {
         let mut identity = None;
-        if let (Self::Mesh(_, mesh), Some(told)) = (self, told)
-            && let Some(audience) = &mesh.audience
+        self.tell(request.headers_mut(), &told.carried)?;
+        if let Self::Mesh(_, mesh) = self
+            && let Some(audience) = mesh.audience.as_ref().filter(|_| told.is_granted())
         {
             let own = mesh.source.current().map_err(io::Error::other)?;
             if let Some(header) = told.header(&own, audience, (mesh.source.clock())()) {
@@ -198,20 +231,21 @@ impl Direct {
         let Self::Mesh(_, mesh) = self else { return Ok((DirectStream::Plain(stream), None)) };
         // The verifier looks at the SPIFFE ID; SNI is off.
         let name = ServerName::try_from("aegis").map_err(io::Error::other)?;
-        let config = match identity {
-            Some(identity) => Arc::new(presenting(&mesh.config, identity)),
-            None => Arc::clone(&mesh.config),
-        };
-        // Read before it is shown: a renewal in between makes it end later, not earlier.
-        let own = mesh.source.current().map_err(io::Error::other)?.svid.not_after();
-        let stream = TlsConnector::from(config).connect(name, stream).await?;
-        if stream.get_ref().1.alpn_protocol() != Some(MESH_PROTOCOL) {
+        let current = mesh.source.current().map_err(io::Error::other)?;
+        // What signs the manifest is what the connection shows.
+        let own = identity.unwrap_or(&current);
+        let config = Arc::new(presenting(&mesh.config, own));
+        let mut stream = TlsConnector::from(config).connect(name, stream).await?;
+        if !mesh.manifests.speaks(stream.get_ref().1.alpn_protocol()) {
             return Err(io::Error::other("who answers has an SVID and is no sidecar"));
         }
+        let met = mesh.manifests.greet(&mut stream, &own.svid).await?;
         let peer =
             peer_identity(stream.get_ref().1.peer_certificates()).map_err(io::Error::other)?;
         let clock = mesh.source.clock();
-        let retirement = Retirement::after(own.min(peer.not_after).since(clock()));
+        let until = own.svid.not_after().min(peer.not_after).min(met.until());
+        let manifests = Arc::clone(&mesh.manifests);
+        let retirement = Retirement::after(until.since(clock()), manifests, met);
         let bound = PeerBound::new(stream, peer.clone(), mesh.revocations.clone(), clock);
         Ok((DirectStream::Mesh(Box::new(bound), retirement), Some(peer)))
     }
@@ -252,7 +286,7 @@ pub(crate) async fn ask(
         && !retirement.awaited.swap(true, Ordering::Relaxed)
     {
         tokio::spawn(async move {
-            tokio::time::sleep_until(retirement.at).await;
+            retirement.is_due().await;
             if let Some(connected) = connection.connection_metadata().as_ref() {
                 connected.poison();
             }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use aegis_core::decision::Reason;
+use aegis_core::{decision::Reason, manifest::ManifestError};
 use aegis_identity::tls::{Roots, https_client_config};
 use aegis_kernel::Permit;
 use aegis_protocol::{
@@ -185,7 +185,7 @@ impl Target {
         let headers = request.headers_mut();
         headers.insert(header::HOST, self.host.clone());
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        self.exchange(request, None, timeout).await
+        self.exchange(request, Told::default(), timeout).await
     }
 
     /// Sends one request.
@@ -199,7 +199,7 @@ impl Target {
         body: Bytes,
         timeout: Duration,
     ) -> Result<Response<Incoming>, Reason> {
-        self.send_told(method, headers, body, None, timeout).await
+        self.send_told(method, headers, body, Told::default(), timeout).await
     }
 
     /// Sends one request, telling another sidecar of the approval that was used for it.
@@ -208,7 +208,7 @@ impl Target {
         method: Method,
         mut headers: HeaderMap,
         body: Bytes,
-        told: Option<Told>,
+        told: Told,
         timeout: Duration,
     ) -> Result<Response<Incoming>, Reason> {
         end_to_end(&mut headers);
@@ -230,7 +230,7 @@ impl Target {
         method: Method,
         path: PathAndQuery,
         mut headers: HeaderMap,
-        (body, told): (Bytes, Option<Told>),
+        (body, told): (Bytes, Told),
         timeout: Duration,
     ) -> Result<Response<Incoming>, Reason> {
         end_to_end(&mut headers);
@@ -244,7 +244,7 @@ impl Target {
     async fn own_send(
         &self,
         mut request: Request<Full<Bytes>>,
-        told: Option<Told>,
+        told: Told,
         timeout: Duration,
     ) -> Result<Response<Incoming>, Reason> {
         if let Some(credential) = &self.credential {
@@ -256,20 +256,21 @@ impl Target {
     async fn exchange(
         &self,
         mut request: Request<Full<Bytes>>,
-        told: Option<Told>,
+        told: Told,
         timeout: Duration,
     ) -> Result<Response<Incoming>, Reason> {
         type Failed = Box<dyn std::error::Error + Send + Sync>;
         let answering = async {
-            match (&self.client, &told) {
-                (Reach::Direct(direct, _), Some(told)) => {
+            match &self.client {
+                Reach::Direct(direct, _) if told.is_granted() => {
                     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
                     *request.uri_mut() = Uri::try_from(path)?;
-                    Ok(direct.send(request, Some(told)).await?)
+                    Ok(direct.send(request, &told).await?)
                 }
-                (Reach::Web(client), _) => Ok::<_, Failed>(client.request(request).await?),
-                (Reach::Direct(direct, client), None) => {
+                Reach::Web(client) => Ok::<_, Failed>(client.request(request).await?),
+                Reach::Direct(direct, client) => {
                     direct.address(request.headers_mut());
+                    direct.tell(request.headers_mut(), &told.carried)?;
                     Ok(direct::ask(client, request).await?)
                 }
             }
@@ -279,7 +280,9 @@ impl Target {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
                 tracing::warn!(url = %self.uri, error = %chain(&*error), "the upstream did not answer");
-                Err(if is_tls(&*error) {
+                Err(if refuses_manifest(&*error) {
+                    Reason::ManifestRefused
+                } else if is_tls(&*error) {
                     Reason::UpstreamUnverified
                 } else {
                     Reason::UpstreamUnavailable
@@ -316,7 +319,7 @@ pub async fn forward(
     permit: Permit<ClientMessage>,
     mut headers: HeaderMap,
 ) -> Result<(Response<Incoming>, Exchange), (Reason, Exchange)> {
-    let told = Told::of(permit.receipt());
+    let told = Told::of(permit.receipt(), &caller.carried);
     let (bytes, exchange) = Exchange::open(Arc::clone(route), caller.clone(), permit);
     let timeout = Duration::from_secs(route.spec.limits.answer_timeout_secs.into());
     let Some(target) = &route.target else { return Err((Reason::UpstreamUnavailable, exchange)) };
@@ -454,12 +457,22 @@ fn tls(spec: &AgentUpstreamSpec) -> Result<rustls::ClientConfig, String> {
     https_client_config(&roots).map_err(|error| format!("`spec.roots`: {error}"))
 }
 
-/// Whether TLS failed. An I/O error's `source` skips the error that it wraps, which is looked at
-/// itself.
+/// Whether TLS failed.
 pub(crate) fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    has_cause::<rustls::Error>(error)
+}
+
+/// Whether two sidecars do not take each other's manifests.
+pub(crate) fn refuses_manifest(error: &(dyn std::error::Error + 'static)) -> bool {
+    has_cause::<ManifestError>(error)
+}
+
+/// Whether an error of that kind is among the causes. An I/O error's `source` skips the error that it
+/// wraps, which is looked at itself.
+fn has_cause<E: std::error::Error + 'static>(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        if error.is::<rustls::Error>() {
+        if error.is::<E>() {
             return true;
         }
         let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);

@@ -16,40 +16,49 @@ use aegis_kernel::{Approved, Receipt, Shown};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use rustls::pki_types::CertificateDer;
 
-use crate::inbound::one;
+use crate::{delegation::Carried, inbound::one};
 
 /// Where a grant travels.
 pub(crate) static HEADER: HeaderName = HeaderName::from_static("x-aegis-grant");
 
-/// An approval that was used for a message, to be told whoever gets the message.
-#[derive(Clone, Debug)]
+/// What whoever gets a message is told with it: the approval that was used for it, and on whose behalf it
+/// is sent.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Told {
-    approved: Arc<Approved>,
-    action: Digest,
+    approved: Option<(Arc<Approved>, Digest)>,
+    pub(crate) carried: Arc<Carried>,
 }
 
 impl Told {
     /// What there is to tell of a permitted message.
-    pub(crate) fn of(receipt: &Receipt) -> Option<Self> {
-        let approved = Arc::clone(receipt.approved.as_ref()?);
-        Some(Self { approved, action: receipt.decision.action })
+    pub(crate) fn of(receipt: &Receipt, carried: &Arc<Carried>) -> Self {
+        let approved = receipt.approved.as_ref().map(Arc::clone);
+        let approved = approved.map(|approved| (approved, receipt.decision.action));
+        Self { approved, carried: Arc::clone(carried) }
     }
 
-    /// As the header for `audience`; `None` where the grant cannot be made, and the other side asks.
+    /// Whether there is an approval to tell of, on a connection of its own.
+    pub(crate) const fn is_granted(&self) -> bool {
+        self.approved.is_some()
+    }
+
+    /// The grant as the header for `audience`; `None` where there is none or it cannot be made, and the
+    /// other side asks.
     pub(crate) fn header(
         &self,
         identity: &Identity,
         audience: &AgentId,
         now: Timestamp,
     ) -> Option<HeaderValue> {
+        let (approved, action) = self.approved.as_ref()?;
         let issuer = AgentId::try_from(identity.svid.id().clone()).ok()?;
         let grant = Grant {
             id: uuid::Uuid::new_v4().to_string(),
             issuer,
             audience: audience.clone(),
-            action: self.action,
-            approval: self.approved.approval.clone(),
-            approvers: self.approved.approvers.clone(),
+            action: *action,
+            approval: approved.approval.clone(),
+            approvers: approved.approvers.clone(),
             issued_at: now,
             expires_at: now.plus(GRANT_LIFE),
         };

@@ -9,7 +9,7 @@ use aegis_core::{
     approval::ApprovalState,
     decision::{Reason, Verdict},
 };
-use aegis_kernel::{Permit, Shown};
+use aegis_kernel::{Permit, Principal, Shown};
 use aegis_protocol::mcp::{ClientMessage, Era, LegacyVersion, Transport};
 use aegis_resources::upstream::UpstreamProtocol;
 use bytes::Bytes;
@@ -32,6 +32,7 @@ use crate::{
     a2a,
     accept::accept,
     attest::Attested,
+    delegation::Carried,
     exchange::Exchange,
     forward::{self, Peer},
     listing, oauth,
@@ -142,7 +143,17 @@ async fn answer(
         return refuse(route, &request, reason);
     }
     match attested {
-        Ok(attested) => governed(route, &attested, None, request).await,
+        Ok(attested) => {
+            let state = route.kernel().state();
+            let principal = state.registry.principal(&attested.id, attested.not_after);
+            governed(
+                route,
+                principal.ok_or(Reason::IdentityUnknown),
+                (None, Arc::default()),
+                request,
+            )
+            .await
+        }
         Err(reason) => refuse(route, &request, reason),
     }
 }
@@ -156,19 +167,19 @@ fn refuse<B>(route: &Route, request: &Request<B>, reason: Reason) -> Response<Bo
     boxed(respond::http(respond::plain(respond::status_of(reason), reason)))
 }
 
-/// Answers one request of somebody who is known, which may have come with a grant.
+/// Answers one request of somebody who has proven who it is, which may have come with a grant.
 pub(crate) async fn governed<B: RequestBody>(
     route: &Arc<Route>,
-    attested: &Attested,
-    grant: Option<Arc<Shown>>,
+    principal: Result<Principal, Reason>,
+    (grant, carried): (Option<Arc<Shown>>, Arc<Carried>),
     request: Request<B>,
 ) -> Response<Body> {
-    let registered = route.kernel().state().registry.principal(&attested.id, attested.not_after);
-    let Some(principal) = registered else {
-        return refuse(route, &request, Reason::IdentityUnknown);
+    let principal = match principal {
+        Ok(principal) => principal,
+        Err(reason) => return refuse(route, &request, reason),
     };
     if route.spec.protocol == UpstreamProtocol::A2a {
-        let caller = Caller { principal, session: None, grant, span: route.span() };
+        let caller = Caller { principal, session: None, grant, carried, span: route.span() };
         return a2a::governed(route, caller, request).await;
     }
     let session = match one(request.headers(), SESSION) {
@@ -184,7 +195,7 @@ pub(crate) async fn governed<B: RequestBody>(
         route.kernel().refuse(&principal, &route.name, reason, told).await;
         return boxed(respond::http(respond::plain(respond::status_of(reason), reason)));
     }
-    let caller = Caller { principal, session, grant, span: route.span() };
+    let caller = Caller { principal, session, grant, carried, span: route.span() };
     let metadata = |target| oauth::is_metadata(target, request.uri().path());
     if request.method() == Method::GET && route.target.as_ref().is_some_and(metadata) {
         return oauth::serve(route, &caller, request.uri().path()).await;

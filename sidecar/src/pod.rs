@@ -114,11 +114,7 @@ async fn enforce(
         reachable: Reachable::OtherHosts(node.as_slice().into()),
         drain: drain.clone(),
     });
-    let own = Own {
-        agent: agent.clone(),
-        source: Arc::clone(&source),
-        revocations: authority.revocations(),
-    };
+    let own = own(&options, &agent, &source, &authority);
     let destination = Arc::new(original_destination);
     let caught = Transparent::new(Arc::clone(&shared), own, ports, destination)?;
     let probed_by = [node, gateways()].concat();
@@ -160,6 +156,16 @@ async fn enforce(
     tasks.close();
     let _ = aegis_runtime::drained(tasks.wait(), LAST_ENTRIES).await;
     Ok(())
+}
+
+/// Whose pod this is, and what it asks of others.
+fn own(options: &Options, agent: &AgentId, source: &Arc<SvidSource>, authority: &Authority) -> Own {
+    Own {
+        agent: agent.clone(),
+        source: Arc::clone(source),
+        revocations: authority.revocations(),
+        manifests: options.manifests,
+    }
 }
 
 /// Asks the CA who this is; `None` if the pod ends before it has said so.

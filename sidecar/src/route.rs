@@ -34,6 +34,7 @@ use crate::{
     a2a::Tasks,
     attest::Attest,
     bounded::{Bounded, MAX_REMEMBERED},
+    delegation::Carried,
     exchange::Exchange,
     forward::Target,
     listing::Unlisted,
@@ -114,6 +115,8 @@ pub struct Caller {
     pub session: Option<String>,
     /// The grant of an approval that came with the message.
     pub grant: Option<Arc<Shown>>,
+    /// On whose behalf it was sent, and what is lent with it.
+    pub carried: Arc<Carried>,
     /// The span of the message.
     pub span: CallSpan,
 }

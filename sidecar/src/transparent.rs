@@ -43,14 +43,16 @@ use http::Response;
 use parking_lot::Mutex;
 use rustls::{ClientConfig, ServerConfig};
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokio::{net::TcpStream, sync::watch};
 
 use crate::{
     Route, Shared,
     attest::Attested,
-    direct::{MESH_PROTOCOL, Mesh},
+    delegation::Delegations,
+    direct::Mesh,
     inbound::{Body, boxed},
+    manifest::{ManifestMode, Manifests, Unfit},
     names::Names,
     respond,
 };
@@ -111,6 +113,8 @@ pub struct Own {
     pub source: Arc<SvidSource>,
     /// Who is revoked.
     pub revocations: watch::Receiver<Arc<Revocations>>,
+    /// What becomes of a peer without a manifest that holds.
+    pub manifests: ManifestMode,
 }
 
 /// What both directions share.
@@ -120,7 +124,9 @@ pub struct Transparent {
     ports: Ports,
     destination: Destination,
     names: Names,
-    server: Arc<ServerConfig>,
+    server: ServerConfig,
+    manifests: Arc<Manifests>,
+    delegations: Delegations,
     upstreams: ArcSwap<Vec<Arc<Route>>>,
     routes: Routes,
     peers: Peers,
@@ -177,8 +183,13 @@ impl Transparent {
         let domain = own.agent.trust_domain();
         let rule = PeerRule::agents_of(domain.clone());
         let mut server = server_config(&own.source, own.revocations.clone(), rule.clone())?;
-        server.alpn_protocols = vec![MESH_PROTOCOL.to_vec()];
-        let anybody = mesh(&own, rule, None, false)?;
+        let (kernel, clock) = (Arc::clone(&shared.kernel), own.source.clock());
+        let manifests = Arc::new(Manifests::new(kernel, own.agent.clone(), clock, own.manifests));
+        server.alpn_protocols = manifests.protocols();
+        let (kernel, source) = (Arc::clone(&shared.kernel), Arc::clone(&own.source));
+        let revocations = own.revocations.clone();
+        let delegations = Delegations::new(kernel, own.agent.clone(), source, revocations);
+        let anybody = mesh(&own, &manifests, rule, None, false)?;
         Ok(Self {
             shared,
             own,
@@ -187,7 +198,9 @@ impl Transparent {
             names: Arc::new(|_| {
                 Box::pin(async { Err(io::Error::other("nobody is asked for names")) })
             }),
-            server: Arc::new(server),
+            server,
+            manifests,
+            delegations,
             upstreams: ArcSwap::default(),
             routes: Routes::default(),
             peers: Peers::new(anybody),
@@ -288,6 +301,21 @@ impl Transparent {
         }
     }
 
+    /// Records that a request was refused for what was shown with it, and answers it.
+    async fn refuse_unfit(
+        &self,
+        attested: &Attested,
+        server: &str,
+        destination: SocketAddr,
+        Unfit { reason, problem }: Unfit,
+    ) -> Response<Body> {
+        let mut told = told(destination, "http/1");
+        if let Some((what, problem)) = problem {
+            told.insert(what.into(), json!({ "problem": problem }));
+        }
+        self.refuse(attested, server, reason, told).await
+    }
+
     /// Counts the refusal of somebody who is nobody, and answers it.
     fn refuse_stranger(&self, reason: Reason) -> Response<Body> {
         self.shared.refusals.count(self.own.agent.name(), reason);
@@ -303,15 +331,17 @@ fn answer(reason: Reason) -> Response<Body> {
 /// or anybody's.
 fn mesh(
     own: &Own,
+    manifests: &Arc<Manifests>,
     rule: PeerRule,
     only: Option<(AgentId, u16)>,
     a2a: bool,
 ) -> Result<Arc<Mesh>, TlsError> {
     let mut config: ClientConfig = client_config(&own.source, own.revocations.clone(), rule)?;
-    config.alpn_protocols = vec![MESH_PROTOCOL.to_vec()];
+    config.alpn_protocols = manifests.protocols();
     let (audience, port) = only.unzip();
     Ok(Arc::new(Mesh {
-        config: Arc::new(config),
+        config,
+        manifests: Arc::clone(manifests),
         revocations: own.revocations.clone(),
         source: Arc::clone(&own.source),
         audience,

@@ -34,7 +34,7 @@ use crate::{
 /// Step through a recorded run; decide each step again by other policies, and show the differences
 ///
 /// A run is what shares a session, a trace or a decision. What is not recorded is taken as absent:
-/// rates, capabilities, delegation, provenance and the namespace of the server.
+/// rates, capabilities, provenance and the namespace of the server.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  aegis audit replay 0af7651916cd43dd8448eb211c80319c --policies next.d\n  aegis audit replay SESSION --policies next.d --recorded aegis.d --database copy-of-ledger.db -o json"
@@ -209,6 +209,9 @@ fn again(engine: &PolicyEngine, entry: &Entry) -> Result<Again, String> {
     {
         return Err(format!("no policy was asked about it ({reason})"));
     }
+    if entry.detail.contains_key("delegation") {
+        return Err("it was done on others' behalf, which is not decided again".to_owned());
+    }
     let tier =
         [Tier::Local, Tier::Team, Tier::Mesh].into_iter().find(|known| known.as_str() == tier);
     let facts = Facts::of(&action);
@@ -323,7 +326,7 @@ fn show(steps: &[Step]) -> Text {
         "{} steps: {differing} would come out otherwise, {unknown} cannot be decided again",
         steps.len()
     ));
-    text.line("Taken as absent, because it is not recorded: rates, capabilities, delegation, provenance, the server's namespace.");
+    text.line("Taken as absent, because it is not recorded: rates, capabilities, provenance, the server's namespace.");
     text
 }
 

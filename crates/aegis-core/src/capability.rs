@@ -75,6 +75,33 @@ impl Capability {
     }
 }
 
+/// Whether whoever holds `wider` holds all of `narrower`. No capabilities at all stand for whatever
+/// policies allow.
+#[must_use]
+pub fn holds_all(wider: &[Capability], narrower: &[Capability]) -> bool {
+    wider.is_empty()
+        || (!narrower.is_empty()
+            && narrower.iter().all(|one| wider.iter().any(|wide| wide.includes(one))))
+}
+
+/// What both hold; `None` if that is nothing, because no capabilities at all stand for whatever
+/// policies allow. Where two overlap and neither includes the other, neither counts.
+#[must_use]
+pub fn narrowed(one: &[Capability], other: &[Capability]) -> Option<Vec<Capability>> {
+    if one.is_empty() || other.is_empty() {
+        return Some([one, other].concat());
+    }
+    let within = |inner: &[Capability], outer: &[Capability]| {
+        let held = |c: &&Capability| outer.iter().any(|wide| wide.includes(c));
+        inner.iter().filter(held).cloned().collect::<Vec<_>>()
+    };
+    let mut both = within(one, other);
+    both.extend(within(other, one));
+    both.sort();
+    both.dedup();
+    (!both.is_empty()).then_some(both)
+}
+
 /// A wildcard in `candidate` is only covered by a wildcard at least as wide.
 fn segments_cover<'a>(pattern: &[String], candidate: impl Iterator<Item = &'a str>) -> bool {
     let mut pattern = pattern.iter().map(String::as_str);
@@ -130,7 +157,35 @@ mod tests {
         }
     }
 
+    #[test]
+    fn narrowing_never_widens() {
+        let caps =
+            |list: &[&str]| -> Vec<Capability> { list.iter().map(|text| cap(text)).collect() };
+        let (all, some) = (caps(&[]), caps(&["call:calc/*", "read:a"]));
+        assert!(holds_all(&all, &some) && holds_all(&all, &all) && holds_all(&some, &some));
+        assert!(holds_all(&some, &caps(&["call:calc/echo"])));
+        assert!(!holds_all(&some, &all), "none at all are all");
+        assert!(!holds_all(&some, &caps(&["call:calc/echo", "read:b"])));
+        assert_eq!(narrowed(&all, &some), Some(some.clone()));
+        assert_eq!(narrowed(&some, &all), Some(some.clone()));
+        assert_eq!(narrowed(&some, &caps(&["call:**"])), Some(caps(&["call:calc/*"])));
+        assert_eq!(narrowed(&caps(&["call:**"]), &some), Some(caps(&["call:calc/*"])));
+        assert_eq!(narrowed(&some, &caps(&["read:b"])), None, "nothing is not everything");
+    }
+
     proptest! {
+        /// What is left of two lists is covered by both.
+        #[test]
+        fn what_is_narrowed_is_held_by_both(
+            one in "(\\*|read|call):([ab*]/){0,2}([ab*]|\\*\\*)",
+            other in "(\\*|read|call):([ab*]/){0,2}([ab*]|\\*\\*)",
+        ) {
+            let (one, other) = ([cap(&one)], [cap(&other)]);
+            if let Some(both) = narrowed(&one, &other) {
+                prop_assert!(holds_all(&one, &both) && holds_all(&other, &both));
+            }
+        }
+
         /// What a narrower capability covers, the wider one covers: inclusion is sound.
         #[test]
         fn inclusion_is_sound(

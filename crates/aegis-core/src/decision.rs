@@ -186,7 +186,9 @@ reasons! {
     IdentityExpired "identity_expired" "The caller's identity has expired.";
     IdentityRevoked "identity_revoked" "The caller's identity has been revoked.";
     AgentQuarantined "agent_quarantined" "The agent is quarantined.";
+    ManifestRefused "manifest_refused" "The manifest that the peer's sidecar has shown on this connection does not hold, or it has shown none.";
     DelegationInvalid "delegation_invalid" "The delegation chain does not hold.";
+    DelegationEnded "delegation_ended" "The delegation on which it acts is over, or somebody in its chain has been stopped.";
     IntentInvalid "intent_invalid" "The intent is not valid for this action.";
     ServerUnknown "server_unknown" "No AgentUpstream has this name.";
     ToolUnknown "tool_unknown" "The server has no tool of this name.";

@@ -1,11 +1,15 @@
 //! Delegation: an agent lends another a part of what it may do, for a time.
 //!
 //! A chain of signed links. Capabilities may only shrink, the time may only shorten, the depth is
-//! bounded, and each link is bound to the one before it by its digest.
+//! bounded, and each link is bound to the one before it by its digest. A delegation says on whose behalf
+//! somebody acts; it gives nobody more than its own identity holds.
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AgentId, Digest, Timestamp, canonical, capability::Capability};
+use crate::{
+    AgentId, Digest, Timestamp, canonical,
+    capability::{Capability, holds_all},
+};
 
 /// The longest chain.
 pub const MAX_DEPTH: usize = 5;
@@ -49,15 +53,55 @@ pub enum InvalidDelegation {
         /// What.
         capability: Capability,
     },
-    /// Expired, or outliving the link before.
-    #[error("link {0} has expired or outlives the link before it")]
+    /// Nothing, which elsewhere stands for whatever policies allow.
+    #[error("link {0} grants nothing")]
+    Empty(usize),
+    /// Over.
+    #[error("link {0} has expired")]
     Expired(usize),
+    /// Outliving the link before, or the SVID that signs it.
+    #[error("link {0} outlives the link before it, or the SVID that signs it")]
+    Outlives(usize),
+    /// Nobody is registered by the delegator's name.
+    #[error("the delegator of link {0} is not registered")]
+    Unregistered(usize),
+    /// The delegator has not proven who it is.
+    #[error("the SVID of the delegator of link {0} does not hold")]
+    Svid(usize),
     /// The signature does not verify.
     #[error("the signature of link {0} does not verify")]
     Signature(usize),
     /// Not for this principal.
     #[error("the chain ends at another agent than the caller")]
     Holder,
+    /// Not in the form of a chain.
+    #[error("the delegation cannot be read")]
+    Malformed,
+    /// There is nobody who could hold it.
+    #[error("whoever is called is no agent, and can hold no delegation")]
+    NoDelegate,
+}
+
+impl InvalidDelegation {
+    /// The stable name, for records.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Depth(_) => "depth",
+            Self::Broken(_) => "broken",
+            Self::Cycle(_) => "cycle",
+            Self::Widened { .. } => "widened",
+            Self::Empty(_) => "empty",
+            Self::Expired(_) => "expired",
+            Self::Outlives(_) => "outlives",
+            Self::Unregistered(_) => "unregistered",
+            Self::Svid(_) => "svid",
+            Self::Signature(_) => "signature",
+            Self::Holder => "holder",
+            Self::Malformed => "malformed",
+            Self::NoDelegate => "no_delegate",
+        }
+    }
 }
 
 impl Link {
@@ -96,22 +140,22 @@ impl Link {
 
 /// Checks a chain that ends at `holder` and returns what it grants.
 ///
-/// `held` is what the first delegator's own identity holds; `verify` says whether a signature by
-/// that agent over those bytes holds.
+/// `held` is what a delegator's own identity holds, where none at all stands for whatever policies allow,
+/// and `None` for who is not registered; `verify` says whether a signature by that agent over those bytes
+/// holds.
 ///
 /// # Errors
 /// The first rule that the chain breaks.
 pub fn verify_chain(
     links: &[Link],
     holder: &AgentId,
-    held: &[Capability],
+    held: impl Fn(&AgentId) -> Option<Vec<Capability>>,
     now: Timestamp,
     verify: impl Fn(&AgentId, &[u8], &str) -> bool,
 ) -> Result<Vec<Capability>, InvalidDelegation> {
     if links.is_empty() || links.len() > MAX_DEPTH {
         return Err(InvalidDelegation::Depth(links.len()));
     }
-    let mut granted = held;
     let mut before: Option<&Link> = None;
     let mut seen: Vec<&AgentId> = Vec::new();
     for (i, link) in links.iter().enumerate() {
@@ -124,24 +168,32 @@ pub fn verify_chain(
         if seen.contains(&&link.delegate) {
             return Err(InvalidDelegation::Cycle(i));
         }
-        if link.not_after <= now || before.is_some_and(|before| link.not_after > before.not_after) {
+        if link.not_after <= now {
             return Err(InvalidDelegation::Expired(i));
         }
+        if before.is_some_and(|before| link.not_after > before.not_after) {
+            return Err(InvalidDelegation::Outlives(i));
+        }
+        if link.capabilities.is_empty() {
+            return Err(InvalidDelegation::Empty(i));
+        }
+        let own = held(&link.delegator).ok_or(InvalidDelegation::Unregistered(i))?;
         for capability in &link.capabilities {
-            if !granted.iter().any(|wider| wider.includes(capability)) {
+            let one = std::slice::from_ref(capability);
+            let lent = before.is_none_or(|before| holds_all(&before.capabilities, one));
+            if !lent || !holds_all(&own, one) {
                 return Err(InvalidDelegation::Widened { link: i, capability: capability.clone() });
             }
         }
         if !verify(&link.delegator, &link.signed_bytes(), &link.signature) {
             return Err(InvalidDelegation::Signature(i));
         }
-        granted = &link.capabilities;
         before = Some(link);
     }
-    if before.is_none_or(|last| last.delegate != *holder) {
-        return Err(InvalidDelegation::Holder);
+    match before {
+        Some(last) if last.delegate == *holder => Ok(last.capabilities.clone()),
+        _ => Err(InvalidDelegation::Holder),
     }
-    Ok(granted.to_vec())
 }
 
 #[cfg(test)]
@@ -177,8 +229,13 @@ mod tests {
     }
 
     fn check(links: &[Link]) -> Result<Vec<Capability>, InvalidDelegation> {
-        let held = caps(&["read:**", "call:**"]);
-        verify_chain(links, &agent("c"), &held, Timestamp::from_secs(50), |who, _, signature| {
+        let held = |who: &AgentId| match who.name() {
+            "a" => Some(caps(&["read:**", "call:**"])),
+            "b" => Some(Vec::new()),
+            "narrow" => Some(caps(&["read:other"])),
+            _ => None,
+        };
+        verify_chain(links, &agent("c"), held, Timestamp::from_secs(50), |who, _, signature| {
             who.name() == signature
         })
     }
@@ -201,8 +258,23 @@ mod tests {
         assert_eq!(broken(|l| l[1].delegate = agent("a")), InvalidDelegation::Cycle(1));
         assert_eq!(
             broken(|l| l[1].not_after = Timestamp::from_secs(201)),
-            InvalidDelegation::Expired(1)
+            InvalidDelegation::Outlives(1)
         );
+        assert_eq!(broken(|l| l[1].capabilities.clear()), InvalidDelegation::Empty(1));
+        assert_eq!(
+            broken(|l| {
+                l.remove(0);
+                (l[0].previous, l[0].delegator) = (None, agent("nobody"));
+            }),
+            InvalidDelegation::Unregistered(0)
+        );
+        assert!(matches!(
+            broken(|l| {
+                l.remove(0);
+                (l[0].previous, l[0].delegator) = (None, agent("narrow"));
+            }),
+            InvalidDelegation::Widened { link: 0, .. }
+        ));
         assert_eq!(
             broken(|l| l[1].not_after = Timestamp::from_secs(50)),
             InvalidDelegation::Expired(1)

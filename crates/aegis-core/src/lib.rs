@@ -19,6 +19,7 @@ pub mod grant;
 pub mod identity;
 pub mod input;
 pub mod intent;
+pub mod manifest;
 pub mod policy;
 pub mod risk;
 pub mod thresholds;

@@ -9,17 +9,14 @@ use aegis_core::{
     AgentId, Digest, Timestamp,
     grant::{Approver, Grant, GrantError},
 };
-use aws_lc_rs::{
-    rand::SystemRandom,
-    signature::{
-        ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, ParsedPublicKey,
-    },
-};
-use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
-use crate::{CLOCK_SKEW, X509Svid, tls::peer_identity, verify::public_key};
+use crate::{
+    CLOCK_SKEW, X509Svid,
+    jws::{self, Jws, JwsError, SignError},
+    tls::peer_identity,
+};
 
 /// The longest grant that is read.
 const MAX_BYTES: usize = 8 * 1024;
@@ -37,24 +34,6 @@ const TYPE: &str = "aegis-grant+jwt";
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifiedGrant(Grant);
-
-/// Why a grant could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum GrantSignError {
-    /// The SVID's key does not sign by ES256.
-    #[error("the key of {0} cannot sign grants; it has to be a P-256 key")]
-    Key(String),
-    /// It cannot be written.
-    #[error("the grant cannot be written: {0}")]
-    Form(#[from] serde_json::Error),
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Header {
-    alg: String,
-    typ: String,
-}
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -77,18 +56,11 @@ impl VerifiedGrant {
     }
 }
 
-fn encode(part: &impl Serialize) -> Result<String, serde_json::Error> {
-    Ok(BASE64_URL_SAFE_NO_PAD.encode(serde_json::to_vec(part)?))
-}
-
 /// Signs a grant with the key of `svid`. Its times are whole seconds.
 ///
 /// # Errors
 /// When the key cannot.
-pub fn sign_grant(svid: &X509Svid, grant: &Grant) -> Result<String, GrantSignError> {
-    let unusable = || GrantSignError::Key(svid.id().to_string());
-    let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, svid.key_pkcs8())
-        .map_err(|_| unusable())?;
+pub fn sign_grant(svid: &X509Svid, grant: &Grant) -> Result<String, SignError> {
     let claims = Claims {
         iss: grant.issuer.clone(),
         aud: grant.audience.clone(),
@@ -99,12 +71,7 @@ pub fn sign_grant(svid: &X509Svid, grant: &Grant) -> Result<String, GrantSignErr
         approval: grant.approval.clone(),
         approvers: grant.approvers.clone(),
     };
-    let header = Header { alg: "ES256".to_owned(), typ: TYPE.to_owned() };
-    let mut token = format!("{}.{}", encode(&header)?, encode(&claims)?);
-    let signature = key.sign(&SystemRandom::new(), token.as_bytes()).map_err(|_| unusable())?;
-    token.push('.');
-    token.push_str(&BASE64_URL_SAFE_NO_PAD.encode(signature));
-    Ok(token)
+    jws::sign(svid, TYPE, &claims)
 }
 
 /// Verifies a grant that came over a connection whose peer has shown `leaf`, which the handshake has
@@ -118,20 +85,12 @@ pub fn verify_grant(
     own: &AgentId,
     now: Timestamp,
 ) -> Result<VerifiedGrant, GrantError> {
-    let (signed, signature) =
-        token.rsplit_once('.').filter(|_| token.len() <= MAX_BYTES).ok_or(GrantError::Malformed)?;
-    let (header, payload) = signed.split_once('.').ok_or(GrantError::Malformed)?;
-    let header: Header = read(header)?;
-    if header.alg != "ES256" || header.typ != TYPE {
+    if token.len() > MAX_BYTES {
         return Err(GrantError::Malformed);
     }
-    let signature = decode(signature)?;
-    let point = public_key(leaf).map_err(|_| GrantError::Signature)?;
-    ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point)
-        .ok()
-        .and_then(|key| key.verify_sig(signed.as_bytes(), &signature).ok())
-        .ok_or(GrantError::Signature)?;
-    let claims: Claims = read(payload)?;
+    let jws = Jws::parse(token, TYPE)?;
+    jws.verify(leaf)?;
+    let claims: Claims = jws.claims()?;
     let peer = peer_identity(Some(std::slice::from_ref(leaf))).map_err(|_| GrantError::Issuer)?;
     if *claims.iss.spiffe_id() != peer.id {
         return Err(GrantError::Issuer);
@@ -159,10 +118,11 @@ pub fn verify_grant(
     Ok(VerifiedGrant(grant))
 }
 
-fn decode(part: &str) -> Result<Vec<u8>, GrantError> {
-    BASE64_URL_SAFE_NO_PAD.decode(part).map_err(|_| GrantError::Malformed)
-}
-
-fn read<T: for<'de> Deserialize<'de>>(part: &str) -> Result<T, GrantError> {
-    serde_json::from_slice(&decode(part)?).map_err(|_| GrantError::Malformed)
+impl From<JwsError> for GrantError {
+    fn from(error: JwsError) -> Self {
+        match error {
+            JwsError::Malformed => Self::Malformed,
+            JwsError::Signature => Self::Signature,
+        }
+    }
 }

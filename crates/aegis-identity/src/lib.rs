@@ -6,8 +6,11 @@
 
 pub mod bundle;
 pub mod clock;
+pub mod delegation;
 pub mod grant;
+pub mod jws;
 pub mod jwt;
+pub mod manifest;
 pub mod revocation;
 pub mod source;
 pub mod svid;
@@ -16,8 +19,11 @@ pub mod verify;
 
 pub use bundle::{Bundle, BundleError};
 pub use clock::{Clock, system_clock};
-pub use grant::{GrantSignError, VerifiedGrant, sign_grant, verify_grant};
+pub use delegation::{Delegation, lend, verify_delegation};
+pub use grant::{VerifiedGrant, sign_grant, verify_grant};
+pub use jws::SignError;
 pub use jwt::{JwtClaims, JwtError, JwtKey, JwtSigner, JwtSvid};
+pub use manifest::{VerifiedManifest, sign_manifest, verify_manifest};
 pub use revocation::Revocations;
 pub use source::{Fetched, Identity, SvidFetcher, SvidSource};
 pub use svid::{Serial, SvidError, X509Svid};

@@ -295,6 +295,12 @@ impl ResolvesClientCert for Fixed {
     }
 }
 
+impl ResolvesServerCert for Fixed {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+}
+
 fn peer_verifier(
     source: &Arc<SvidSource>,
     revocations: watch::Receiver<Arc<Revocations>>,
@@ -370,6 +376,14 @@ pub fn client_config(
 pub fn presenting(config: &ClientConfig, identity: &Identity) -> ClientConfig {
     let mut config = config.clone();
     config.client_auth_cert_resolver = Arc::new(Fixed(Arc::clone(&identity.certified)));
+    config
+}
+
+/// The same server, showing this very SVID and not the next, for the same reason.
+#[must_use]
+pub fn showing(config: &ServerConfig, identity: &Identity) -> ServerConfig {
+    let mut config = config.clone();
+    config.cert_resolver = Arc::new(Fixed(Arc::clone(&identity.certified)));
     config
 }
 

@@ -4,6 +4,8 @@ use std::collections::{HashMap, VecDeque};
 
 use aegis_core::{
     AgentId, Digest, Timestamp,
+    action::Action,
+    capability::Capability,
     cost::Cost,
     decision::{ApprovalNeed, Decision, Finding, RateObservation, Reason, Verdict},
     input::{ActionInput, ContextInput, Input, PrincipalInput, ProvenanceInput},
@@ -174,9 +176,9 @@ fn refused_outright(
     now: Timestamp,
 ) -> Option<Reason> {
     let principal = request.context.principal;
-    if state.registry.find(&principal.id).is_none() {
+    let Some(registered) = state.registry.find(&principal.id) else {
         return Some(Reason::IdentityUnknown);
-    }
+    };
     if state.revoked.contains(&principal.id) {
         return Some(Reason::IdentityRevoked);
     }
@@ -186,21 +188,30 @@ fn refused_outright(
     if critical || state.is_stopped(&principal.id) {
         return Some(Reason::AgentQuarantined);
     }
+    let ended = |one: &AgentId| {
+        state.registry.find(one).is_none() || state.revoked.contains(one) || state.is_stopped(one)
+    };
+    if principal.delegation.iter().any(ended) {
+        return Some(Reason::DelegationEnded);
+    }
     let stale = state.confirmed_at.is_some_and(|confirmed| {
         now.since(confirmed).as_secs() > u64::from(thresholds.max_staleness_secs)
     });
     if stale && risk.sensitivity >= thresholds.sensitive_at {
         return Some(Reason::StateStale);
     }
-    let action = request.action;
-    if !principal.capabilities.is_empty() && !action.kind.is_preparatory() {
-        let segments = action.capability_segments();
-        let verb = action.kind.capability_verb();
-        if !principal.capabilities.iter().any(|capability| capability.covers(verb, &segments)) {
-            return Some(Reason::CapabilityMissing);
-        }
+    // What was registered when an exchange was opened may have been narrowed since.
+    let holds = |held: &[Capability]| held.is_empty() || covers(held, request.action);
+    if !holds(&principal.capabilities) || !holds(&registered.capabilities) {
+        return Some(Reason::CapabilityMissing);
     }
     None
+}
+
+/// Whether one of these capabilities is for the action. To prepare takes none.
+fn covers(held: &[Capability], action: &Action) -> bool {
+    let (verb, segments) = (action.kind.capability_verb(), action.capability_segments());
+    action.kind.is_preparatory() || held.iter().any(|one| one.covers(verb, &segments))
 }
 
 impl Judgement {

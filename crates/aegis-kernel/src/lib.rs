@@ -42,7 +42,7 @@ use tokio::sync::watch;
 
 pub use judge::{Judgement, verdict};
 pub use permit::{Approved, Permit, Receipt, Record};
-pub use principal::{Principal, Registration, Registry};
+pub use principal::{Principal, Registration, Registry, ShownManifest};
 pub use record::Ending;
 pub use request::{Context, Judged, Preview, Provenance, Refusal, Request, Shown};
 pub use state::{State, Thresholding};
@@ -419,7 +419,7 @@ impl Kernel {
         let mut draft = self.refusal(principal, reason);
         draft.action.insert("server".into(), server.into());
         draft.action.insert("method".into(), "".into());
-        draft.detail = detail;
+        draft.detail.extend(detail);
         self.record_refusal(draft).await
     }
 

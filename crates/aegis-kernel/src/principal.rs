@@ -2,7 +2,11 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use aegis_core::{AgentId, Sponsor, Timestamp, capability::Capability};
+use aegis_core::{
+    AgentId, Digest, Sponsor, Timestamp,
+    capability::{Capability, narrowed},
+    manifest::ManifestError,
+};
 
 /// An authenticated principal. Enforcement points make one from attestation or a peer's SVID,
 /// never from anything a caller says.
@@ -16,8 +20,44 @@ pub struct Principal {
     pub capabilities: Arc<[Capability]>,
     /// The principals it acts for, the first delegator first.
     pub delegation: Arc<[AgentId]>,
+    /// The manifest that its sidecar has shown, where sidecars show them; or why it is none, where that
+    /// is only recorded.
+    pub manifest: Option<Result<ShownManifest, ManifestError>>,
     /// When its identity ends.
     pub not_after: Timestamp,
+}
+
+/// How records name a manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShownManifest {
+    /// The digest of the manifest.
+    pub digest: Digest,
+    /// The digest of the policies that the caller's sidecar decides by.
+    pub policies: Digest,
+}
+
+impl Principal {
+    /// The same principal, acting on a delegation: for those, with no more than `capabilities`, and until
+    /// then; `None` if that leaves nothing.
+    #[must_use]
+    pub fn acting_for(
+        self,
+        delegators: Arc<[AgentId]>,
+        capabilities: &[Capability],
+        until: Timestamp,
+    ) -> Option<Self> {
+        let not_after = self.not_after.min(until);
+        Some(Self { delegation: delegators, not_after, ..self.within(capabilities)? })
+    }
+
+    /// The same principal, holding no more than `capabilities` besides; `None` if that leaves nothing.
+    #[must_use]
+    pub fn within(mut self, capabilities: &[Capability]) -> Option<Self> {
+        if *self.capabilities != *capabilities {
+            self.capabilities = narrowed(&self.capabilities, capabilities)?.into();
+        }
+        Some(self)
+    }
 }
 
 /// What is registered about agents. Replaced as a whole when an AgentIdentity changes.
@@ -57,6 +97,7 @@ impl Registry {
             sponsor: Some(registration.sponsor.clone()),
             capabilities: Arc::clone(&registration.capabilities),
             delegation: Arc::from([]),
+            manifest: None,
             not_after,
         })
     }

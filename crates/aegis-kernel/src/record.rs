@@ -53,6 +53,16 @@ pub(crate) fn of_principal(
     let mut draft = Draft::new(kind, now, result);
     draft.agent_id = Some(principal.id.to_string());
     draft.sponsor = principal.sponsor.as_ref().map(ToString::to_string);
+    if !principal.delegation.is_empty() {
+        draft.detail.insert("delegation".into(), json!(principal.delegation));
+    }
+    if let Some(manifest) = &principal.manifest {
+        let told = match manifest {
+            Ok(shown) => json!({ "digest": shown.digest, "policies": shown.policies }),
+            Err(problem) => json!({ "problem": problem.code() }),
+        };
+        draft.detail.insert("manifest".into(), told);
+    }
     draft
 }
 

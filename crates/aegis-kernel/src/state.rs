@@ -21,6 +21,8 @@ pub struct State {
     pub glass: HashMap<AgentId, Timestamp>,
     /// The thresholds.
     pub thresholds: Thresholding,
+    /// The serial of the operator's state that this is; 0 on one machine.
+    pub serial: u64,
     /// When this was last known to be current; `None` means it is by construction.
     pub confirmed_at: Option<Timestamp>,
 }

@@ -8,7 +8,10 @@ use anyhow::Context as _;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use ed25519_dalek::VerifyingKey;
 
-use crate::transparent::{Ports, Probe};
+use crate::{
+    ManifestMode,
+    transparent::{Ports, Probe},
+};
 
 /// The enforcement point of one pod. Injection sets everything; nothing of it is the application's.
 #[derive(Clone, Debug, clap::Parser)]
@@ -38,6 +41,9 @@ pub struct Options {
     /// How far a record must be before anything goes on
     #[arg(long, env = "AEGIS_AUDIT", value_enum, default_value_t = AuditMode::Strict)]
     pub audit: AuditMode,
+    /// What becomes of a peer whose sidecar shows no manifest that holds
+    #[arg(long, env = "AEGIS_MANIFESTS", value_enum, default_value_t)]
+    pub manifests: ManifestMode,
     /// Where the journal is until the ledger has it
     #[arg(long, env = "AEGIS_STATE", default_value = "/var/lib/aegis")]
     pub state: PathBuf,

@@ -84,6 +84,7 @@ fn state_of(said: &Distributed) -> State {
         revoked: said.revoked.iter().cloned().collect::<HashSet<_>>(),
         quarantined: said.quarantined.iter().cloned().collect(),
         thresholds: Thresholding::new(said.thresholds.clone()),
+        serial: said.serial,
         confirmed_at: Some(said.issued_at),
         ..State::default()
     };

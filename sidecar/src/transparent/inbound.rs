@@ -3,10 +3,11 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use aegis_core::decision::Reason;
-use aegis_identity::tls::peer_identity;
+use aegis_identity::tls::{peer_identity, showing};
+use aegis_kernel::Principal;
 use aegis_mesh::PeerBound;
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::{Body as _, Incoming};
 use rustls::pki_types::CertificateDer;
@@ -17,13 +18,14 @@ use super::{
     Transparent, answer, attested, health, plain, server_name,
     sort::{Sorted, Speaks, sort},
     spoken::{Spoken, spoken},
-    told,
 };
 use crate::{
     attest::Attested,
-    direct::{self, Direct, MESH_PROTOCOL},
+    delegation::Carried,
+    direct::{self, Direct},
     grant,
     inbound::{Body, HEAD_BYTES, boxed, governed, serve_http},
+    manifest::{Met, Unfit},
 };
 
 /// How large the head of their requests may be. Bytes, the least that the HTTP library takes.
@@ -66,10 +68,25 @@ pub(super) async fn connection(caught: Arc<Transparent>, stream: TcpStream) {
     }
 }
 
+/// Who has connected: another sidecar.
+struct Peer {
+    attested: Attested,
+    /// What it has shown.
+    leaf: CertificateDer<'static>,
+    met: Met,
+}
+
+/// The caller of a request with what came along, or why it is refused.
+type Standing = Result<(Principal, Arc<Carried>), Unfit>;
+
 /// A connection of another sidecar.
 async fn peer(caught: Arc<Transparent>, destination: SocketAddr, stream: TcpStream) {
-    let acceptor = TlsAcceptor::from(Arc::clone(&caught.server));
-    let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+    let Ok(own) = caught.own.source.current() else {
+        return drop(caught.refuse_stranger(Reason::IdentityExpired));
+    };
+    // What signs the manifest is what the connection shows.
+    let acceptor = TlsAcceptor::from(Arc::new(showing(&caught.server, &own)));
+    let mut stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             tracing::info!(%error, "whoever connected is no sidecar of this trust domain");
@@ -78,23 +95,42 @@ async fn peer(caught: Arc<Transparent>, destination: SocketAddr, stream: TcpStre
         Err(_) => return,
     };
     let (_, session) = stream.get_ref();
-    if session.alpn_protocol() != Some(MESH_PROTOCOL) {
+    if !caught.manifests.speaks(session.alpn_protocol()) {
         return drop(caught.refuse_stranger(Reason::IdentityMissing));
     }
     let Ok(peer) = peer_identity(session.peer_certificates()) else { return };
     let leaf = session.peer_certificates().and_then(<[_]>::first).cloned();
-    let (Some(caller), Some(leaf)) = (attested(&peer), leaf) else {
+    let (Some(attested), Some(leaf)) = (attested(&peer), leaf) else {
         return drop(caught.refuse_stranger(Reason::IdentityUnknown));
     };
-    let caller = Arc::new((caller, leaf));
+    let welcoming = caught.manifests.welcome(&mut stream, &own.svid);
+    let met = match tokio::time::timeout(HANDSHAKE, welcoming).await {
+        Ok(Ok(met)) => met,
+        Ok(Err(problem)) => {
+            tracing::warn!(peer = %attested.id, %problem, "a peer is refused");
+            return drop(caught.refuse_peer(&attested, destination, problem.into()).await);
+        }
+        Err(_) => return,
+    };
+    let caller = Arc::new(Peer { attested, leaf, met });
     let revocations = caught.own.revocations.clone();
     let bound = PeerBound::new(stream, peer, revocations, caught.clock());
     let drain = caught.shared.drain.clone();
     let answer = move |request| {
         let (caught, caller) = (Arc::clone(&caught), Arc::clone(&caller));
-        async move { caught.inbound(destination, &caller, request).await }
+        async move {
+            let response = caught.inbound(destination, &caller, request).await;
+            // What is shown now is shown on the next connection.
+            if caught.manifests.is_current(&caller.met) { response } else { closing(response) }
+        }
     };
     serve_http(bound, HEAD_BYTES, drain, answer).await;
+}
+
+/// The last answer on its connection.
+fn closing(mut response: Response<Body>) -> Response<Body> {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 impl Transparent {
@@ -110,20 +146,26 @@ impl Transparent {
         response
     }
 
+    /// Who a peer's request is judged as, by what it has shown with the connection and the request; or why
+    /// it is nobody.
+    fn standing(&self, peer: &Peer, headers: &HeaderMap) -> Result<Standing, Reason> {
+        let principal = self.principal(&peer.attested)?;
+        let shown = self.manifests.standing(&peer.met, principal);
+        Ok(shown.and_then(|principal| self.delegations.coming_in(headers, principal)))
+    }
+
     /// A request of another agent, whose connection has shown this leaf.
     async fn inbound(
         self: &Arc<Self>,
         destination: SocketAddr,
-        (caller, leaf): &(Attested, CertificateDer<'static>),
+        peer: &Peer,
         request: Request<Incoming>,
     ) -> Response<Body> {
+        let caller = &peer.attested;
         let agent = self.own.agent.clone();
-        let grant = grant::shown(request.headers(), leaf, &agent, (self.clock())());
-        let refuse = |reason: Reason| async move {
-            let told = told(destination, "http/1");
-            let name = server_name(&caller.id, &self.own.agent);
-            self.refuse(caller, &name, reason, told).await
-        };
+        let grant = grant::shown(request.headers(), &peer.leaf, &agent, (self.clock())());
+        let refuse =
+            |reason: Reason| self.refuse_peer(caller, destination, Unfit { reason, problem: None });
         // The one question between sidecars: where this connection leads.
         if *request.method() == Method::OPTIONS && request.uri().path() == "*" {
             return self.leads_to(destination);
@@ -136,6 +178,16 @@ impl Transparent {
             *refused.status_mut() = StatusCode::MISDIRECTED_REQUEST;
             return refused;
         }
+        let (principal, carried) = match self.standing(peer, request.headers()) {
+            Ok(Ok((principal, carried))) => (Ok(principal), carried),
+            Ok(Err(unfit)) => {
+                let refused = self.refuse_peer(caller, destination, unfit).await;
+                // It is asked for another manifest on its next connection.
+                let anew = unfit.reason == Reason::ManifestRefused;
+                return if anew { closing(refused) } else { refused };
+            }
+            Err(unknown) => (Err(unknown), Arc::default()),
+        };
         let speaks = self.speaks(destination.port());
         let sorted = match sort(request, speaks).await {
             Ok(sorted) => sorted,
@@ -145,15 +197,31 @@ impl Transparent {
         match sorted {
             Sorted::Mcp(request) | Sorted::A2a(request) => {
                 match self.route(&caller.id, &agent, destination, (&direct, speaks), &request) {
-                    Ok(route) => governed(&route, caller, grant, request).await,
+                    Ok(route) => governed(&route, principal, (grant, carried), request).await,
                     Err(reason) => refuse(reason).await,
                 }
             }
             Sorted::Plain(request) => {
-                let caller = (caller, grant.as_deref());
-                plain::exchange(self, caller, &agent, &direct, request).await
+                let told = (grant.as_deref(), &carried);
+                match principal {
+                    Ok(caller) => {
+                        plain::exchange(self, caller, told, &agent, &direct, request).await
+                    }
+                    Err(reason) => self.refuse_stranger(reason),
+                }
             }
         }
+    }
+
+    /// Records that a request of a peer was refused before it was judged, and answers it.
+    async fn refuse_peer(
+        &self,
+        peer: &Attested,
+        destination: SocketAddr,
+        unfit: Unfit,
+    ) -> Response<Body> {
+        let name = server_name(&peer.id, &self.own.agent);
+        self.refuse_unfit(peer, &name, destination, unfit).await
     }
 
     /// A request of somebody who has proven nothing: what the kubelet asks is answered with the

@@ -71,35 +71,45 @@ impl Transparent {
             Err(reason) => return self.refuse_stranger(reason),
         };
         let found = self.server(destination, &request).await;
-        let refuse = |server: String, reason: Reason| async move {
-            self.refuse(&own, &server, reason, told(destination, "http/1")).await
+        let refuse = |server: String, reason: Reason| {
+            let (own, told) = (own.clone(), told(destination, "http/1"));
+            async move { self.refuse(&own, &server, reason, told).await }
         };
         let server = match found {
             Ok(server) => server,
             Err(reason) => return refuse(String::new(), reason).await,
         };
         let name = server.name(&self.own.agent);
+        let going = match self.principal(&own) {
+            Ok(own) => self.delegations.going_out(request.headers(), own, server.callee()),
+            Err(reason) => return self.refuse_stranger(reason),
+        };
+        let (mut principal, carried) = match going {
+            Ok(going) => going,
+            Err(unfit) => return self.refuse_unfit(&own, &name, destination, unfit).await,
+        };
         let sorted = match sort(request, server.speaks()).await {
             Ok(sorted) => sorted,
             Err(reason) => return refuse(name, reason).await,
         };
-        let own = match self.own() {
-            Ok(own) => own,
+        // Reading may have taken until after a renewal.
+        match self.own() {
+            Ok(own) => principal.not_after = own.not_after.min(carried.until()),
             Err(reason) => return self.refuse_stranger(reason),
-        };
+        }
         let response = match (sorted, &server) {
             (Sorted::Mcp(request) | Sorted::A2a(request), Server::Upstream(route)) => {
-                governed(route, &own, None, request).await
+                governed(route, Ok(principal), (None, carried), request).await
             }
             (Sorted::Mcp(request) | Sorted::A2a(request), Server::Agent(agent, direct, _)) => {
                 let to = (direct, server.speaks());
-                match self.route(&own.id, agent, destination, to, &request) {
-                    Ok(route) => governed(&route, &own, None, request).await,
+                match self.route(&self.own.agent, agent, destination, to, &request) {
+                    Ok(route) => governed(&route, Ok(principal), (None, carried), request).await,
                     Err(reason) => return refuse(name, reason).await,
                 }
             }
             (Sorted::Plain(request), Server::Agent(agent, direct, _)) => {
-                plain::exchange(self, (&own, None), agent, direct, request).await
+                plain::exchange(self, principal, (None, &carried), agent, direct, request).await
             }
             (Sorted::Plain(_), Server::Upstream(_)) => {
                 return refuse(name, Reason::ProtocolUnsupported).await;
@@ -136,7 +146,7 @@ impl Transparent {
         if destination.ip().is_loopback() && speaks != Speaks::Http {
             return Ok(Server::Agent(self.own.agent.clone(), Direct::Plain(destination), speaks));
         }
-        let (agent, mesh) = self.peers.at(destination, &self.own).await?;
+        let (agent, mesh) = self.peers.at(destination, &self.own, &self.manifests).await?;
         let speaks = if mesh.a2a { Speaks::A2a } else { Speaks::Unknown };
         Ok(Server::Agent(agent, Direct::Mesh(destination, mesh), speaks))
     }
@@ -176,6 +186,14 @@ impl Transparent {
 }
 
 impl Server {
+    /// The agent in another pod that is called, if it is one.
+    const fn callee(&self) -> Option<&AgentId> {
+        match self {
+            Self::Agent(agent, Direct::Mesh(..), _) => Some(agent),
+            Self::Agent(..) | Self::Upstream(_) => None,
+        }
+    }
+
     fn name(&self, caller: &AgentId) -> String {
         match self {
             Self::Upstream(route) => route.name.clone(),

@@ -15,7 +15,7 @@ use aegis_core::{
     decision::Reason,
     policy::Scope,
 };
-use aegis_kernel::{Context, Ending, Shown};
+use aegis_kernel::{Context, Ending, Principal, Shown};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
@@ -24,9 +24,9 @@ use serde_json::{Value, json};
 
 use super::{MAX_BODY_BYTES, Transparent, answer, endpoint, server_name};
 use crate::{
-    attest::Attested,
+    delegation::Carried,
     direct::Direct,
-    forward::end_to_end,
+    forward::{end_to_end, refuses_manifest},
     grant::Told,
     inbound::{Body, boxed},
     relay, respond, route,
@@ -43,17 +43,14 @@ const MAX_PATH_BYTES: usize = 2048;
 /// releases its answer.
 pub(super) async fn exchange(
     caught: &Arc<Transparent>,
-    (caller, grant): (&Attested, Option<&Shown>),
+    principal: Principal,
+    (grant, carried): (Option<&Shown>, &Arc<Carried>),
     agent: &AgentId,
     direct: &Direct,
     request: Request<Bytes>,
 ) -> Response<Body> {
-    let principal = match caught.principal(caller) {
-        Ok(principal) => principal,
-        Err(reason) => return caught.refuse_stranger(reason),
-    };
     let kernel = &caught.shared.kernel;
-    let server = server_name(&caller.id, agent);
+    let server = server_name(&principal.id, agent);
     let path = request.uri().path();
     if path.len() > MAX_PATH_BYTES {
         let reason = Reason::NameTooLong;
@@ -93,7 +90,7 @@ pub(super) async fn exchange(
     let (_, receipt) = permit.into_parts();
     let started = Instant::now();
     let request = request.map(Full::new);
-    let answered = whole(direct, request, Told::of(&receipt).as_ref()).await;
+    let answered = whole(direct, request, &Told::of(&receipt, carried)).await;
     let (result, reason, status, bytes) = match &answered {
         Ok(response) => {
             let status = response.status();
@@ -145,7 +142,7 @@ pub(super) async fn probe(
     request.headers_mut().insert(header::HOST, host.map_err(|_| Reason::MalformedMessage)?);
     request.headers_mut().insert(header::USER_AGENT, HeaderValue::from_static("kube-probe/aegis"));
     let direct = Direct::Plain(destination);
-    let answered = tokio::time::timeout(PROBE, send(&direct, request, None)).await;
+    let answered = tokio::time::timeout(PROBE, send(&direct, request, &Told::default())).await;
     let status = answered.map_err(|_| Reason::UpstreamTimeout)??.status();
     let mut response = Response::new(Full::new(Bytes::new()));
     *response.status_mut() = status;
@@ -156,7 +153,7 @@ pub(super) async fn probe(
 async fn whole(
     direct: &Direct,
     request: Request<Full<Bytes>>,
-    told: Option<&Told>,
+    told: &Told,
 ) -> Result<Response<Bytes>, Reason> {
     let answering = async {
         let (mut head, body) = send(direct, request, told).await?.into_parts();
@@ -180,7 +177,7 @@ async fn whole(
 async fn send(
     direct: &Direct,
     mut request: Request<Full<Bytes>>,
-    told: Option<&Told>,
+    told: &Told,
 ) -> Result<Response<Incoming>, Reason> {
     let host: Option<HeaderValue> = request.headers().get(header::HOST).cloned();
     let headers: &mut HeaderMap = request.headers_mut();
@@ -190,6 +187,9 @@ async fn send(
     }
     direct.send(request, told).await.map_err(|error| {
         tracing::info!(%error, "the application does not answer");
+        if refuses_manifest(&error) {
+            return Reason::ManifestRefused;
+        }
         Reason::UpstreamUnavailable
     })
 }

@@ -18,7 +18,8 @@ use crate::{
     Route,
     a2a::Tasks,
     direct::{self, Direct, Mesh},
-    forward::is_tls,
+    forward::{is_tls, refuses_manifest},
+    manifest::Manifests,
     pins::Pins,
 };
 
@@ -147,6 +148,7 @@ impl Peers {
         &self,
         destination: SocketAddr,
         own: &Own,
+        manifests: &Arc<Manifests>,
     ) -> Result<(AgentId, Arc<Mesh>), Reason> {
         let now = Instant::now();
         if let Some(met) = self.known.lock().get(&destination)
@@ -155,8 +157,11 @@ impl Peers {
             return Ok((met.agent.clone(), Arc::clone(&met.mesh)));
         }
         let direct = Direct::Mesh(destination, Arc::clone(&self.anybody));
-        let direct::Met { peer, port, a2a } = direct.meet().await.map_err(|error| {
+        let direct::Answered { peer, port, a2a } = direct.meet().await.map_err(|error| {
             tracing::info!(%destination, %error, "no sidecar answers there");
+            if refuses_manifest(&error) {
+                return Reason::ManifestRefused;
+            }
             // Whoever answers in the clear, or with another certificate, is nobody of the mesh.
             if is_tls(&error) || error.kind() != std::io::ErrorKind::ConnectionRefused {
                 Reason::ServerUnknown
@@ -168,7 +173,7 @@ impl Peers {
         let rule = PeerRule::exactly(peer.id.clone());
         let agent = AgentId::try_from(peer.id).map_err(|_| Reason::ServerUnknown)?;
         let only = Some((agent.clone(), port));
-        let mesh = mesh(own, rule, only, a2a).map_err(|_| Reason::UpstreamUnverified)?;
+        let mesh = mesh(own, manifests, rule, only, a2a).map_err(|_| Reason::UpstreamUnverified)?;
         let mut known = self.known.lock();
         if known.len() >= MAX_PEERS {
             known.retain(|_, met| now.saturating_duration_since(met.at) < BELIEVED);

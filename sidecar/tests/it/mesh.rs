@@ -18,12 +18,13 @@ use aegis_ca::{
 };
 use aegis_core::{AgentId, decision::Reason};
 use aegis_identity::{
-    Clock, Fetched, PeerRule, SvidFetcher, SvidSource, system_clock, tls::client_config,
+    Clock, Fetched, PeerRule, SvidFetcher, SvidSource, sign_manifest, system_clock,
+    tls::client_config,
 };
 use aegis_kernel::Kernel;
 use aegis_mesh::workload::Source as _;
 use aegis_sidecar::{
-    Attest, Attested, MESH_PROTOCOL, Reachable, Route, Shared,
+    Attest, Attested, MESH_PROTOCOL, ManifestMode, Reachable, Route, Shared,
     metrics::Metrics,
     refusals::Refusals,
     transparent::{Asked, Own, Ports, Probe, Transparent, serve_inbound, serve_outbound},
@@ -43,6 +44,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    manifests::{manifest, show},
     upstream::{Upstream, json as answer, result_for},
     world::{AGENT, OTHER, PATIENCE, Plan, STANDARD, STRICTER, call, kernel},
 };
@@ -141,6 +143,19 @@ impl Pod {
         Self::start_reaching(authority, id, policies, ports, Reachable::Everything).await
     }
 
+    /// One that asks so much of manifests.
+    pub(crate) async fn start_asking(
+        authority: &Authority,
+        id: &str,
+        policies: &'static [&'static str],
+        ports: Ports,
+        manifests: ManifestMode,
+    ) -> Self {
+        let reachable = Reachable::Everything;
+        Self::start_as(authority, id, policies, ports, (Ipv4Addr::LOCALHOST, reachable, manifests))
+            .await
+    }
+
     /// One that may connect so far.
     pub(crate) async fn start_reaching(
         authority: &Authority,
@@ -161,8 +176,20 @@ impl Pod {
         ports: Ports,
         reachable: Reachable,
     ) -> Self {
+        let manifests = ManifestMode::Required;
+        Self::start_as(authority, id, policies, ports, (address, reachable, manifests)).await
+    }
+
+    async fn start_as(
+        authority: &Authority,
+        id: &str,
+        policies: &'static [&'static str],
+        ports: Ports,
+        (address, reachable, manifests): (Ipv4Addr, Reachable, ManifestMode),
+    ) -> Self {
         let ledger = tempfile::tempdir().unwrap();
         let kernel = kernel(ledger.path(), &Plan { policies, ..Plan::default() }).await;
+        register(&kernel, &[AGENT, OTHER, SERVER, NAMESAKE], &[]).await;
         let (drain, refusals) = (CancellationToken::new(), Arc::new(Refusals::default()));
         let shared = Arc::new(Shared {
             kernel: Arc::clone(&kernel),
@@ -178,6 +205,7 @@ impl Pod {
             agent: id.parse().unwrap(),
             source: Arc::clone(&source),
             revocations: authority.manager.revocations(),
+            manifests,
         };
         let destination = Arc::new(OnceLock::new());
         let going = Arc::clone(&destination);
@@ -387,8 +415,38 @@ async fn whoever_has_no_svid_reaches_nothing() {
     assert_eq!(mesh.server.strangers().await, ["identity_missing"]);
 }
 
-/// Connects to the server's sidecar with an SVID.
+/// Says at a pod what agents may ever do.
+pub(crate) async fn register(kernel: &Kernel, agents: &[&str], capabilities: &[&str]) {
+    let capabilities: Vec<_> = capabilities.iter().map(|one| one.parse().unwrap()).collect();
+    let registration = aegis_kernel::Registration {
+        sponsor: "ada@acme.example".parse().unwrap(),
+        capabilities: capabilities.into(),
+    };
+    let change = |state: &mut aegis_kernel::State| {
+        for agent in agents {
+            state.registry.insert(agent.parse().unwrap(), registration.clone());
+        }
+    };
+    kernel.update_with(change).await.unwrap();
+}
+
+/// Connects to the server's sidecar with an SVID, and shows a manifest that holds.
 pub(crate) async fn connect(
+    mesh: &Mesh,
+    source: &Arc<SvidSource>,
+    protocols: &[&[u8]],
+) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let mut stream = open(mesh, source, protocols).await?;
+    if protocols.contains(&MESH_PROTOCOL) {
+        let svid = source.current().unwrap().svid.clone();
+        let token = sign_manifest(&svid, &manifest(&stream, &svid)).unwrap();
+        show(&mut stream, token.as_bytes()).await?.ok_or(io::ErrorKind::ConnectionRefused)?;
+    }
+    Ok(stream)
+}
+
+/// Connects to the server's sidecar with an SVID.
+pub(crate) async fn open(
     mesh: &Mesh,
     source: &Arc<SvidSource>,
     protocols: &[&[u8]],

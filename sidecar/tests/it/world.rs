@@ -267,6 +267,7 @@ impl World {
             principal: self.principal(),
             session: Some(session.into()),
             grant: None,
+            carried: Arc::default(),
             span: CallSpan::default(),
         }
     }

@@ -1,6 +1,8 @@
 //! What `aegis wrap` asks: a stream of frames to a server, which the daemon starts where an AgentUpstream
 //! registers its command.
 
+use std::sync::Arc;
+
 use aegis_api::control::{STARTED_BY, WrapHello};
 use aegis_core::decision::Reason;
 use aegis_sidecar::{Route, route::Caller, span::CallSpan};
@@ -66,8 +68,13 @@ pub(super) async fn wrap(
     let server = registered(&route, &hello.command)?;
     let by = if server.is_some() { "daemon" } else { "wrapper" };
     let session = format!("stdio-{}", uuid::Uuid::now_v7());
-    let caller =
-        Caller { principal, session: Some(session), grant: None, span: CallSpan::default() };
+    let caller = Caller {
+        principal,
+        session: Some(session),
+        grant: None,
+        carried: Arc::default(),
+        span: CallSpan::default(),
+    };
     tokio::spawn(async move {
         match hyper::upgrade::on(request).await {
             Ok(upgraded) => match server {

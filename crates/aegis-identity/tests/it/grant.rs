@@ -44,7 +44,7 @@ fn verify(token: &str, svid: &X509Svid) -> Result<Grant, GrantError> {
 }
 
 /// Any header and payload, properly signed.
-fn token(svid: &X509Svid, header: &str, payload: &str) -> String {
+pub(crate) fn token(svid: &X509Svid, header: &str, payload: &str) -> String {
     let kind = &ECDSA_P256_SHA256_FIXED_SIGNING;
     let key = EcdsaKeyPair::from_pkcs8(kind, svid.key_pkcs8()).unwrap();
     let part = |text: &str| BASE64_URL_SAFE_NO_PAD.encode(text);

@@ -7,6 +7,8 @@ mod grant;
 #[cfg(test)]
 mod jwt;
 #[cfg(test)]
+mod manifest;
+#[cfg(test)]
 mod tls;
 #[cfg(test)]
 mod verify;
