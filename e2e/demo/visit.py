@@ -113,7 +113,7 @@ def prove(seen):
                 time.sleep(0.2)
             subprocess.run([options.aegis, "audit", "check-proof", proof, "--key", key], check=True, capture_output=True)
             print(f"  entry {index}: included, {proof.rsplit('/', 1)[1]} verifies")
-        for suffix in ("", "-wal", "-shm"):
+        for suffix in ("", "-wal", "-shm", ".redo0", ".redo1"):
             if os.path.exists(f"{options.scratch}/state/ledger.db{suffix}"):
                 shutil.copy(f"{options.scratch}/state/ledger.db{suffix}", f"{folder}/copy.db{suffix}")
         subprocess.run([options.aegis, "audit", "verify", "--database", f"{folder}/copy.db", "--key", key], check=True, capture_output=True)

@@ -59,7 +59,11 @@ pub(crate) struct Delegations {
 impl From<InvalidDelegation> for Unfit {
     fn from(problem: InvalidDelegation) -> Self {
         let reason = match problem {
-            InvalidDelegation::Expired(_) => Reason::DelegationEnded,
+            // What somebody else did, or no longer may, does not count against who holds it.
+            InvalidDelegation::Expired(_)
+            | InvalidDelegation::Unregistered(_)
+            | InvalidDelegation::Unheld { .. }
+            | InvalidDelegation::Svid(_) => Reason::DelegationEnded,
             _ => Reason::DelegationInvalid,
         };
         Self { reason, problem: Some(("delegation", problem.code())) }
@@ -152,7 +156,7 @@ fn acting(principal: Principal, acts: Option<&Delegation>) -> Result<Principal, 
     let Some(acts) = acts else { return Ok(principal) };
     let delegators = Arc::clone(acts.delegators());
     let acting = principal.acting_for(delegators, acts.capabilities(), acts.not_after());
-    acting.ok_or(Unfit { reason: Reason::CapabilityMissing, problem: None })
+    acting.ok_or(Unfit { reason: Reason::DelegationInsufficient, problem: None })
 }
 
 /// What an application wants to lend.

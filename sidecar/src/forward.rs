@@ -203,7 +203,7 @@ impl Target {
     }
 
     /// Sends one request, telling another sidecar of the approval that was used for it.
-    async fn send_told(
+    pub(crate) async fn send_told(
         &self,
         method: Method,
         mut headers: HeaderMap,

@@ -35,6 +35,7 @@ use crate::{
     delegation::Carried,
     exchange::Exchange,
     forward::{self, Peer},
+    grant::Told,
     listing, oauth,
     relay::{failed, relay},
     respond,
@@ -403,12 +404,13 @@ async fn session_request(
         Err(refused) => return refused,
     };
     let resumes = resumes.map(Bytes::from);
+    let told = Told::of(permit.receipt(), &caller.carried);
     let exchange = Exchange::listen(Arc::clone(route), caller, permit, era, resumes);
     let Some(target) = &route.target else {
         return failed(exchange, Reason::UpstreamUnavailable).await;
     };
     let timeout = Duration::from_secs(route.spec.limits.answer_timeout_secs.into());
-    match target.send(method.clone(), headers, Bytes::new(), timeout).await {
+    match target.send_told(method.clone(), headers, Bytes::new(), told, timeout).await {
         Ok(response) => relay(response, exchange).await,
         Err(reason) => failed(exchange, reason).await,
     }

@@ -232,7 +232,7 @@ async fn ship_one(
 
 /// Removes a journal and what lies beside it.
 fn remove(path: &Path) {
-    for ending in ["db", "db-wal", "db-shm", "db.lock", "db.checkpoint", "db.redo0", "db.redo1"] {
+    for ending in ["db.redo0", "db.redo1", "db", "db-wal", "db-shm", "db.lock", "db.checkpoint"] {
         let path = path.with_extension(ending);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

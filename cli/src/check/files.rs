@@ -39,27 +39,31 @@ pub(super) fn below(root: &Path, paths: &[PathBuf]) -> anyhow::Result<Vec<Change
     Ok(found.into_iter().map(change).collect())
 }
 
+/// All files in a folder but git's own. Git is not asked here: what a repository within says that is to be ignored is
+/// said by whom it came from.
+fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+    let unreadable = || format!("cannot read the folder {}", folder.display());
+    for entry in fs::read_dir(folder).with_context(unreadable)? {
+        let entry = entry.with_context(unreadable)?;
+        if entry.file_name() == ".git" {
+            continue;
+        }
+        match entry.file_type().with_context(unreadable)?.is_dir() {
+            true => walk(&entry.path(), found)?,
+            false => found.push(entry.path()),
+        }
+    }
+    Ok(())
+}
+
 /// What is in a folder: what git does not ignore, or all but git's own.
 fn folder(folder: &Path, found: &mut Vec<PathBuf>) -> anyhow::Result<()> {
-    let unreadable = || format!("cannot read the folder {}", folder.display());
-    let Some(listed) = git::listed(folder) else {
-        for entry in fs::read_dir(folder).with_context(unreadable)? {
-            let entry = entry.with_context(unreadable)?;
-            if entry.file_name() == ".git" {
-                continue;
-            }
-            match entry.file_type().with_context(unreadable)?.is_dir() {
-                true => self::folder(&entry.path(), found)?,
-                false => found.push(entry.path()),
-            }
-        }
-        return Ok(());
-    };
+    let Some(listed) = git::listed(folder) else { return walk(folder, found) };
     for name in listed {
         let path = folder.join(std::ffi::OsString::from_vec(name));
         match fs::symlink_metadata(&path) {
             // A submodule, or a repository within this one.
-            Ok(kind) if kind.is_dir() && path.join(".git").exists() => self::folder(&path, found)?,
+            Ok(kind) if kind.is_dir() && path.join(".git").exists() => walk(&path, found)?,
             Ok(kind) if kind.is_dir() => {}
             // One that cannot be looked at is said when it is read.
             Ok(_) => found.push(path),

@@ -48,10 +48,14 @@ pub(crate) enum GitError {
     Range(String),
 }
 
-/// Git in the current folder: in a hook, of the repository and the index that its environment names.
+/// Git in the current folder: in a hook, of the repository and the index that its environment names. What is being
+/// judged may hold a repository of its own whose configuration names commands; none is run, and no such repository
+/// is taken for the one that is asked about.
 fn git() -> Command {
     let mut git = Command::new("git");
-    git.env("GIT_NO_REPLACE_OBJECTS", "1").env("GIT_OPTIONAL_LOCKS", "0").env("LC_ALL", "C");
+    git.args(["-c", "core.fsmonitor=false", "-c", "safe.bareRepository=explicit"]);
+    git.env("GIT_NO_REPLACE_OBJECTS", "1").env("GIT_GRAFT_FILE", "/dev/null");
+    git.env("GIT_NO_LAZY_FETCH", "1").env("GIT_OPTIONAL_LOCKS", "0").env("LC_ALL", "C");
     git.stdin(Stdio::null());
     git
 }

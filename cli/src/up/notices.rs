@@ -155,8 +155,8 @@ impl Waiting {
 fn asked(case: &Case, now: Timestamp) -> String {
     let (request, question) = (&case.approval.request, &case.question);
     let word = |name: &str| question.action.get(name).and_then(serde_json::Value::as_str);
-    let what = word("tool").or(word("method")).unwrap_or("an action");
-    let server = word("server").unwrap_or("its server");
+    let what = word("tool").or(word("method")).map_or("an action", |name| named(name, "a tool"));
+    let server = word("server").map_or("its server", |name| named(name, "its server"));
     let minutes = request.expires_at.since(now).as_secs().div_ceil(60);
     let text = format!(
         "Aegis: {agent} waits for approval {id}: {what} at {server} ({tier}, risk {risk} of 1000). {message} Unanswered it is denied in {minutes} min. Look: aegis approvals show {id}",
@@ -168,6 +168,13 @@ fn asked(case: &Case, now: Timestamp) -> String {
         message = redact::text(&question.message),
     );
     escaped(&text)
+}
+
+/// A name that can be nothing else, such as a sentence or an address that its giver wants to be read.
+fn named<'n>(name: &'n str, otherwise: &'n str) -> &'n str {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "_-./".contains(letter);
+    let is_name = name.len() <= 64 && !name.contains("//") && name.chars().all(plain);
+    if is_name { name } else { otherwise }
 }
 
 /// What Slack takes for markup, and what steers a terminal, is plain text.

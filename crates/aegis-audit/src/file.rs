@@ -8,19 +8,21 @@
 //! of a file when it closes any descriptor of it (fcntl(2), "record locks"). The last user to leave deletes the
 //! write-ahead log. So a database that this process writes ([`Held`]) is opened by SQLite alone, which knows.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
 use crate::read::APPLICATION_ID;
+use crate::redo::Redo;
 use crate::store::StoreError;
 
-/// Device and inode of the databases that this process writes.
-static HELD: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
+/// The databases that this process writes, by device and inode, and what is on its way into them.
+static HELD: Mutex<BTreeMap<(u64, u64), Weak<Redo>>> = Mutex::new(BTreeMap::new());
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino()))
@@ -33,8 +35,13 @@ pub(crate) struct Held((u64, u64));
 impl Held {
     pub(crate) fn new(path: &Path) -> Result<Self, StoreError> {
         let file = identity(path).map_err(|e| StoreError::file(path, &e))?;
-        HELD.lock().insert(file);
+        HELD.lock().insert(file, Weak::new());
         Ok(Self(file))
+    }
+
+    /// Has readers in this process wait for what is on its way.
+    pub(crate) fn follow(&self, redo: &Arc<Redo>) {
+        HELD.lock().insert(self.0, Arc::downgrade(redo));
     }
 }
 
@@ -44,10 +51,15 @@ impl Drop for Held {
     }
 }
 
+/// What is on its way into a database, if this process writes it.
+pub(crate) fn followed(path: &Path) -> Option<Arc<Redo>> {
+    identity(path).ok().and_then(|file| HELD.lock().get(&file)?.upgrade())
+}
+
 /// Checks that a file is a SQLite database of ours before SQLite touches it. One that this process
 /// writes has been checked.
 pub(crate) fn check_file(path: &Path) -> Result<(), StoreError> {
-    if identity(path).is_ok_and(|file| HELD.lock().contains(&file)) {
+    if identity(path).is_ok_and(|file| HELD.lock().contains_key(&file)) {
         return Ok(());
     }
     let text = path.display().to_string();

@@ -151,7 +151,7 @@ impl Reader {
         let sql = "SELECT sequence, leaf FROM audit_entries \
                    WHERE source = (SELECT id FROM audit_sources WHERE name = $1) \
                    AND sequence >= $2 AND sequence <= $3 ORDER BY sequence";
-        let rows: Vec<(i64, Vec<u8>)> = on!(self.current().await, pool => {
+        let rows: Vec<(i64, Vec<u8>)> = on!(self.current().await?, pool => {
             sqlx::query_as(sql)
                 .bind(source.to_owned())
                 .bind(signed(from))

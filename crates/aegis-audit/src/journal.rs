@@ -339,7 +339,7 @@ impl Journal {
                 head: started.head,
                 checkpoint: started.checkpoint,
                 counters,
-                reader: Reader::open(place).await?.following(started.redo),
+                reader: Reader::open(place).await?,
                 acknowledged,
                 thread: Mutex::new(Some(started.thread)),
             }),

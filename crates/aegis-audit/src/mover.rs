@@ -47,11 +47,25 @@ impl Drop for Mover {
     }
 }
 
+/// Tells when the thread ends, also by a panic.
+struct Running<'r>(&'r Redo);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.is_over();
+    }
+}
+
 fn run(redo: &Redo, tables: &Mutex<Tables>) {
+    let _running = Running(redo);
     let mut due = Instant::now();
     while let Turn::Move(waiting) = redo.turn(due) {
-        while let Err(error) = transfer(&waiting, tables) {
+        while let Err(mut error) = transfer(&waiting, tables) {
             tracing::error!(%error, "audit entries stay in the redo log for now");
+            // The connection itself may be what is wrong.
+            if let Err(fenced @ StoreError::Fenced { .. }) = tables.lock().reconnect() {
+                error = fenced;
+            }
             if redo.failed(error, AGAIN) {
                 return;
             }

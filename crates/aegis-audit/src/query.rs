@@ -199,7 +199,7 @@ impl Reader {
         let Conditions { sql, values } =
             statement(filter, part, matches!(self.pool, Pool::Postgres(_)));
         let sql = format!("{sql} LIMIT {limit}");
-        let rows: Result<Vec<StoredRow>, sqlx::Error> = on!(self.current().await, pool => {
+        let rows: Result<Vec<StoredRow>, sqlx::Error> = on!(self.current().await?, pool => {
             let mut query = sqlx::query_as(AssertSqlSafe(sql));
             for value in values {
                 query = match value {

@@ -8,7 +8,6 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 
 use aegis_core::Digest;
 use sqlx::postgres::{PgPool, PgPoolOptions};
@@ -17,9 +16,9 @@ use sqlx::{AssertSqlSafe, ConnectOptions as _};
 
 use crate::checkpoint::Head;
 use crate::entry::Entry;
+use crate::file::{beside, check_file, followed};
 use crate::note::Verifier;
 use crate::proof::TlogProof;
-use crate::redo::Redo;
 use crate::salt::Salt;
 use crate::store::{Location, SCHEMA_VERSION, SourceHead, StoreError, Tree, signed, unsigned};
 use crate::tile::{self, Edge, TILE_WIDTH, Tile};
@@ -57,8 +56,6 @@ pub struct Reader {
     pub(crate) immutable: bool,
     /// A SQLite file with lists: one of version 1 that no writer has opened since has none.
     pub(crate) lists: bool,
-    /// Of a SQLite file that this process writes: what is durable and not in the file yet.
-    redo: Option<Arc<Redo>>,
 }
 
 /// An entry as it is stored.
@@ -136,14 +133,16 @@ impl Reader {
     }
 
     async fn open_sqlite(path: &Path, copy: bool) -> Result<Self, StoreError> {
-        crate::file::check_file(path)?;
+        check_file(path)?;
         let place = Location::Sqlite(path.to_owned());
-        let file = path.to_owned();
-        let caught_up = tokio::task::spawn_blocking(move || crate::sqlite::catch_up(&file)).await;
-        caught_up.unwrap_or_else(|error| {
-            Err(StoreError::Unavailable { place: place.to_string(), why: error.to_string() })
-        })?;
-        let immutable = copy && !crate::file::beside(path, "-wal").exists();
+        if followed(path).is_none() {
+            let file = path.to_owned();
+            let caught_up = tokio::task::spawn_blocking(move || crate::sqlite::catch_up(&file));
+            caught_up.await.unwrap_or_else(|error| {
+                Err(StoreError::Unavailable { place: place.to_string(), why: error.to_string() })
+            })?;
+        }
+        let immutable = copy && !beside(path, "-wal").exists();
         let pool = SqlitePoolOptions::new()
             .max_connections(4)
             .test_before_acquire(false)
@@ -154,30 +153,32 @@ impl Reader {
     }
 
     async fn checked(pool: Pool, place: Location, immutable: bool) -> Result<Self, StoreError> {
-        let mut reader = Self { pool, place, immutable, lists: false, redo: None };
+        let mut reader = Self { pool, place, immutable, lists: false };
         let schema = reader.schema().await?;
         reader.lists = schema >= 2 && matches!(reader.pool, Pool::Sqlite(_));
         Ok(reader)
     }
 
-    /// Reads what the writer in this process has acknowledged.
-    pub(crate) fn following(self, redo: Option<Arc<Redo>>) -> Self {
-        Self { redo, ..self }
+    /// The tables once they have everything that was acknowledged before.
+    pub(crate) async fn current(&self) -> Result<&Pool, StoreError> {
+        self.with(u64::MAX).await
     }
 
-    /// The tables once they have everything that was acknowledged before.
-    pub(crate) async fn current(&self) -> &Pool {
-        if let Some(redo) = &self.redo {
-            redo.caught_up().await;
+    /// The tables once they have the first `size` entries, if those were acknowledged before.
+    async fn with(&self, size: u64) -> Result<&Pool, StoreError> {
+        if let Location::Sqlite(path) = &self.place
+            && let Some(redo) = followed(path)
+        {
+            redo.caught_up(size).await?;
         }
-        &self.pool
+        Ok(&self.pool)
     }
 
     /// The version of its tables, one that this program knows.
     async fn schema(&self) -> Result<i64, StoreError> {
         let sql = "SELECT schema FROM audit_head WHERE id = 1";
         let found: Result<Option<i64>, sqlx::Error> =
-            on!(self.current().await, pool => sqlx::query_scalar(sql).fetch_optional(pool).await);
+            on!(self.current().await?, pool => sqlx::query_scalar(sql).fetch_optional(pool).await);
         let place = self.place.to_string();
         match found {
             Ok(Some(found @ 1..=SCHEMA_VERSION)) => Ok(found),
@@ -215,7 +216,7 @@ impl Reader {
     pub async fn head(&self) -> Result<Head, StoreError> {
         let sql = "SELECT size, root FROM audit_head WHERE id = 1";
         let (size, root): (i64, Vec<u8>) =
-            on!(self.current().await, pool => sqlx::query_as(sql).fetch_one(pool).await)
+            on!(self.current().await?, pool => sqlx::query_as(sql).fetch_one(pool).await)
                 .map_err(|e| self.failed(&e))?;
         Ok(Head { size: unsigned(size), root: self.hash(&root)? })
     }
@@ -224,7 +225,7 @@ impl Reader {
     pub(crate) async fn uncovered(&self) -> Result<Option<i64>, StoreError> {
         let sql = "SELECT idx FROM audit_entries \
                    WHERE idx < 0 OR idx >= (SELECT size FROM audit_head WHERE id = 1) LIMIT 1";
-        on!(self.current().await, pool => sqlx::query_scalar(sql).fetch_optional(pool).await)
+        on!(self.current().await?, pool => sqlx::query_scalar(sql).fetch_optional(pool).await)
             .map_err(|e| self.failed(&e))
     }
 
@@ -236,7 +237,7 @@ impl Reader {
     pub async fn verifier(&self) -> Result<Verifier, StoreError> {
         let sql = "SELECT verifier FROM audit_head WHERE id = 1";
         let text: String =
-            on!(self.current().await, pool => sqlx::query_scalar(sql).fetch_one(pool).await)
+            on!(self.current().await?, pool => sqlx::query_scalar(sql).fetch_one(pool).await)
                 .map_err(|e| self.failed(&e))?;
         text.parse().map_err(|e| self.corrupt(format!("its verifier key is refused: {e}")))
     }
@@ -247,7 +248,7 @@ impl Reader {
     /// When the store cannot be read.
     pub async fn checkpoint(&self) -> Result<Option<String>, StoreError> {
         let sql = "SELECT note FROM audit_checkpoints ORDER BY size DESC LIMIT 1";
-        on!(self.current().await, pool => sqlx::query_scalar(sql).fetch_optional(pool).await)
+        on!(self.current().await?, pool => sqlx::query_scalar(sql).fetch_optional(pool).await)
             .map_err(|e| self.failed(&e))
     }
 
@@ -266,7 +267,7 @@ impl Reader {
     pub async fn entries(&self, range: Range<u64>) -> Result<Vec<Stored>, StoreError> {
         let sql = select_entries!("WHERE e.idx >= $1 AND e.idx < $2 ORDER BY e.idx");
         let (start, end) = (signed(range.start), signed(range.end));
-        let rows: Vec<StoredRow> = on!(self.current().await, pool => {
+        let rows: Vec<StoredRow> = on!(self.with(range.end).await?, pool => {
             sqlx::query_as(sql).bind(start).bind(end).fetch_all(pool).await
         })
         .map_err(|e| self.failed(&e))?;
@@ -317,7 +318,7 @@ impl Reader {
              FROM wanted w JOIN audit_tiles t ON t.level = w.level AND t.idx = w.idx",
             places.join(", ")
         );
-        let rows: Result<Vec<(i64, i64, Vec<u8>)>, sqlx::Error> = on!(self.current().await, pool => {
+        let rows: Result<Vec<(i64, i64, Vec<u8>)>, sqlx::Error> = on!(self.current().await?, pool => {
             let mut query = sqlx::query_as(AssertSqlSafe(sql));
             for tile in wanted {
                 query = query.bind(i64::from(tile.level)).bind(signed(tile.index));
@@ -345,7 +346,7 @@ impl Reader {
         let sql = "SELECT leaf FROM audit_entries WHERE idx >= $1 AND idx < $2 ORDER BY idx";
         let start = tile.index.saturating_mul(TILE_WIDTH);
         let (start, end) = (signed(start), signed(start.saturating_add(tile.width)));
-        let rows: Vec<Vec<u8>> = on!(self.current().await, pool => {
+        let rows: Vec<Vec<u8>> = on!(self.with(unsigned(end)).await?, pool => {
             sqlx::query_scalar(sql).bind(start).bind(end).fetch_all(pool).await
         })
         .map_err(|e| self.failed(&e))?;
@@ -381,7 +382,7 @@ impl Reader {
     /// When the store cannot be read.
     pub async fn salt(&self, index: u64) -> Result<Option<Salt>, StoreError> {
         let sql = "SELECT salt FROM audit_salts WHERE idx = $1";
-        let bytes: Option<Vec<u8>> = on!(self.current().await, pool => {
+        let bytes: Option<Vec<u8>> = on!(self.with(index.saturating_add(1)).await?, pool => {
             sqlx::query_scalar(sql).bind(signed(index)).fetch_optional(pool).await
         })
         .map_err(|e| self.failed(&e))?;
@@ -493,7 +494,7 @@ impl Reader {
         let sql = "SELECT e.sequence, e.leaf, e.kind FROM audit_entries e \
                    WHERE e.source = (SELECT id FROM audit_sources WHERE name = $1) \
                    ORDER BY e.sequence DESC LIMIT 1";
-        let row: Option<(i64, Vec<u8>, String)> = on!(self.current().await, pool => {
+        let row: Option<(i64, Vec<u8>, String)> = on!(self.current().await?, pool => {
             sqlx::query_as(sql).bind(name.to_owned()).fetch_optional(pool).await
         })
         .map_err(|e| self.failed(&e))?;

@@ -12,11 +12,12 @@
 mod frame;
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use aegis_core::Digest;
@@ -34,7 +35,7 @@ const LONG: u64 = 4 << 20;
 /// Files grow by this much at once: writing within a file costs the disk less than making it longer.
 const GROWTH: u64 = 128 << 10;
 /// Bytes that wait to be moved, beyond which the writer waits too.
-const MAX_WAITING: usize = 32 << 20;
+const MAX_UNMOVED: usize = 32 << 20;
 /// How long a reader waits for the database to have what was acknowledged. It is there within milliseconds
 /// unless the disk is full.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -62,7 +63,7 @@ struct Slot {
     length: u64,
     /// Its batches that the database does not have yet.
     unmoved: usize,
-    /// Whether the disk may lack what of it is in the database.
+    /// The database has batches of it that the disk may not have there yet.
     unsynced: bool,
 }
 
@@ -89,17 +90,26 @@ struct State {
     written: Vec<Waiting>,
     /// Durable, and not taken by the mover yet.
     durable: VecDeque<Waiting>,
-    /// The size of the log with the last durable batch.
-    size: u64,
     /// Of all batches that the database does not have.
     bytes: usize,
     /// Somebody waits for the database to have everything.
     urgent: bool,
     /// Why the last attempt to move failed.
     failure: Option<StoreError>,
-    /// A sync failed: the files may or may not have what was written since.
-    unsure: bool,
+    /// Why it is not known what the files have; nothing is written until they are cleared.
+    unsure: Option<StoreError>,
+    /// The mover is to end.
     ended: bool,
+    /// The mover has ended.
+    gone: bool,
+}
+
+/// How far the database is.
+#[derive(Clone, Copy, Debug)]
+struct Progress {
+    size: u64,
+    /// How often moving has failed.
+    failures: u64,
 }
 
 /// The redo log of a database that this process writes.
@@ -111,8 +121,9 @@ pub(crate) struct Redo {
     own: String,
     state: Mutex<State>,
     changed: Condvar,
-    /// How many entries the database has.
-    moved: watch::Sender<u64>,
+    /// The size of the log with the last durable batch.
+    durable: AtomicU64,
+    moved: watch::Sender<Progress>,
 }
 
 /// What the mover is to do next.
@@ -135,6 +146,7 @@ impl Redo {
             let mut options = OpenOptions::new();
             options.create(true).truncate(true).read(true).write(true).mode(0o600);
             let file = options.open(&path).map_err(failed)?;
+            file.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
             file.write_all_at(&header(verifier), 0).map_err(failed)?;
             file.sync_all().map_err(failed)?;
             let (end, length) = (HEADER as u64, HEADER as u64);
@@ -152,15 +164,16 @@ impl Redo {
                 current: 0,
                 written: Vec::new(),
                 durable: VecDeque::new(),
-                size,
                 bytes: 0,
                 urgent: false,
                 failure: None,
-                unsure: false,
+                unsure: None,
                 ended: false,
+                gone: false,
             }),
             changed: Condvar::new(),
-            moved: watch::Sender::new(size),
+            durable: AtomicU64::new(size),
+            moved: watch::Sender::new(Progress { size, failures: 0 }),
         })
     }
 
@@ -171,15 +184,27 @@ impl Redo {
             why: "a batch of entries is longer than 4 GiB".to_owned(),
         })?;
         let mut state = self.state.lock();
-        while state.bytes > MAX_WAITING || matches!(state.failure, Some(StoreError::Fenced { .. }))
-        {
-            if let Some(failure) = &state.failure {
-                return Err(failure.clone());
+        loop {
+            if let Some(unsure) = &state.unsure {
+                return Err(unsure.clone());
+            }
+            let fenced = matches!(state.failure, Some(StoreError::Fenced { .. }));
+            if state.bytes <= MAX_UNMOVED && !fenced {
+                break;
+            }
+            if let Some(failure) = self.stuck(&state) {
+                return Err(failure);
             }
             self.changed.wait(&mut state);
         }
         let other = 1 - state.current;
         if state.slot().end > LONG && state.slots.get(other).is_some_and(Slot::is_free) {
+            // What comes next must not be on the disk without what stands here.
+            if let Err(error) = state.slot().sync() {
+                state.unsure = Some(error.clone());
+                self.changed.notify_all();
+                return Err(error);
+            }
             state.current = other;
             state.slot().end = HEADER as u64;
         }
@@ -207,23 +232,39 @@ impl Redo {
         });
         state = self.state.lock();
         if let Err(error) = synced {
-            state.unsure = true;
+            state.unsure = Some(error.clone());
+            self.changed.notify_all();
             return Err(error);
         }
         let durable: Vec<_> = state.written.drain(..count).collect();
-        state.size = durable.last().map_or(state.size, |last| last.size);
+        if let Some(last) = durable.last() {
+            self.durable.store(last.size, Ordering::Release);
+        }
         state.durable.extend(durable);
         self.changed.notify_all();
         Ok(())
     }
 
+    fn has(&self, size: u64) -> bool {
+        self.moved.borrow().size >= size
+    }
+
+    /// Why nothing will be moved for now.
+    fn stuck(&self, state: &State) -> Option<StoreError> {
+        let gone = || StoreError::Unavailable {
+            place: self.place.clone(),
+            why: "the thread that fills its tables has ended".to_owned(),
+        };
+        state.failure.clone().or_else(|| state.gone.then(gone))
+    }
+
     /// Has the mover try at once, and waits until the database has all that is durable.
-    pub(crate) fn settle(&self) -> Result<(), StoreError> {
+    pub(crate) fn drain(&self) -> Result<(), StoreError> {
         let mut state = self.state.lock();
         state.failure = None;
-        while *self.moved.borrow() < state.size {
-            if let Some(failure) = &state.failure {
-                return Err(failure.clone());
+        while !self.has(self.durable.load(Ordering::Acquire)) {
+            if let Some(failure) = self.stuck(&state) {
+                return Err(failure);
             }
             state.urgent = true;
             self.changed.notify_all();
@@ -232,30 +273,47 @@ impl Redo {
         Ok(())
     }
 
-    /// Waits until the database has all that is durable now, or cannot be made to for long.
-    pub(crate) async fn caught_up(&self) {
-        let size = self.state.lock().size;
-        let mut moved = self.moved.subscribe();
-        let there = moved.wait_for(|moved| *moved >= size);
-        if tokio::time::timeout(PATIENCE, there).await.is_err() {
-            tracing::warn!(place = %self.place, "the database of the audit log lags behind what is durable");
+    /// Waits until the database has the first `size` entries, or all that are durable now if those are fewer.
+    pub(crate) async fn caught_up(&self, size: u64) -> Result<(), StoreError> {
+        let size = size.min(self.durable.load(Ordering::Acquire));
+        if self.has(size) {
+            return Ok(());
         }
+        let mut moved = self.moved.subscribe();
+        let failures = moved.borrow().failures;
+        self.state.lock().urgent = true;
+        self.changed.notify_all();
+        let there = moved.wait_for(|now| now.size >= size || now.failures > failures);
+        let in_time = tokio::time::timeout(PATIENCE, there).await.is_ok();
+        if self.has(size) {
+            return Ok(());
+        }
+        let late = || StoreError::Unavailable {
+            place: self.place.clone(),
+            why: format!("its tables lag behind what is durable (in time: {in_time})"),
+        };
+        Err(self.stuck(&self.state.lock()).unwrap_or_else(late))
     }
 
-    /// Whether a sync failed.
+    /// Whether the files may have something else than they should.
     pub(crate) fn is_unsure(&self) -> bool {
-        self.state.lock().unsure
+        self.state.lock().unsure.is_some()
     }
 
     /// Forgets everything: the database has durably all that counts. What was written and not synced is gone for good.
     pub(crate) fn clear(&self) -> Result<(), StoreError> {
         let mut state = self.state.lock();
-        for slot in &mut state.slots {
-            slot.clear(&self.verifier)?;
+        for index in 0..state.slots.len() {
+            if let Some(Err(error)) =
+                state.slots.get_mut(index).map(|slot| slot.clear(&self.verifier))
+            {
+                state.unsure = Some(error.clone());
+                return Err(error);
+            }
         }
         let dropped: usize = state.written.drain(..).map(|waiting| waiting.bytes.len()).sum();
         state.bytes -= dropped;
-        state.unsure = false;
+        state.unsure = None;
         Ok(())
     }
 
@@ -271,6 +329,13 @@ impl Redo {
     /// Ends the mover; what it has not moved stays in the files.
     pub(crate) fn end(&self) {
         self.state.lock().ended = true;
+        self.changed.notify_all();
+    }
+
+    /// For the mover: it has ended, in order or not.
+    pub(crate) fn is_over(&self) {
+        self.state.lock().gone = true;
+        self.moved.send_modify(|progress| progress.failures += 1);
         self.changed.notify_all();
     }
 
@@ -306,7 +371,7 @@ impl Redo {
         }
         state.failure = None;
         if let Some(last) = batches.last() {
-            self.moved.send_replace(last.size);
+            self.moved.send_modify(|progress| progress.size = last.size);
         }
         self.changed.notify_all();
         let other = 1 - state.current;
@@ -326,6 +391,7 @@ impl Redo {
         let mut state = self.state.lock();
         state.failure = Some(error);
         state.urgent = false;
+        self.moved.send_modify(|progress| progress.failures += 1);
         self.changed.notify_all();
         let until = Instant::now() + pause;
         while !state.ended && !state.urgent {
@@ -365,6 +431,10 @@ impl Slot {
         self.length = self.length.max(end);
         self.unmoved += 1;
         Ok(())
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.file.sync_data().map_err(|e| StoreError::file(&self.path, &e))
     }
 
     fn clear(&mut self, verifier: &str) -> Result<(), StoreError> {
@@ -449,7 +519,11 @@ impl Left {
                 place: place(),
                 why: format!("its redo log has no readable batch at entry {}", frame.from),
             };
-            batches.push(frame.batch().ok_or_else(unreadable)?);
+            let batch = frame.batch().ok_or_else(unreadable)?;
+            if batch.head.size != batch.from + batch.rows.len() as u64 {
+                return Err(unreadable());
+            }
+            batches.push(batch);
         }
         let ours = header(verifier);
         let foreign = |bytes: &Vec<u8>| !bytes.is_empty() && !bytes.starts_with(&ours);

@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rusqlite::{
-    Connection, OpenFlags, OptionalExtension as _, Transaction, TransactionBehavior, params,
+    Connection, ErrorCode, OpenFlags, OptionalExtension as _, Transaction, TransactionBehavior,
+    params,
 };
 
 use crate::file::{Held, beside, check_file, lock, sync_folder};
@@ -201,7 +202,12 @@ impl Tables {
             Err(error) => {
                 // What it names may have been rolled back.
                 self.sources.clear();
-                Err(self.failed(&error))
+                let error = self.failed(&error);
+                if matches!(error, StoreError::DiskFull { .. }) {
+                    // Once it is copied, the write-ahead log need not get longer.
+                    self.flusher.flush_on(&self.conn);
+                }
+                Err(error)
             }
         }
     }
@@ -243,7 +249,7 @@ impl Tables {
     }
 
     /// Starts over with a fresh connection after a failure: whatever was half done is rolled back.
-    fn reconnect(&mut self) -> Result<(), StoreError> {
+    pub(crate) fn reconnect(&mut self) -> Result<(), StoreError> {
         let conn = connect(&self.path).map_err(|e| self.failed(&e))?;
         // The old connection may be unable to close in order; dropping it is enough.
         drop(std::mem::replace(&mut self.conn, conn));
@@ -256,16 +262,20 @@ impl Tables {
         self.sources.clear();
         self.wal.file =
             File::open(&self.wal.path).map_err(|e| StoreError::file(&self.wal.path, &e))?;
+        // An error that the old file had to tell is not told by this one.
+        self.wal.unsure = true;
         Ok(())
     }
 
     /// Copies all of the write-ahead log into the database, which SQLite syncs.
     fn copy_all(&self) -> Result<(), StoreError> {
-        let (log, copied): (i64, i64) = self
+        let (busy, log, copied): (i64, i64, i64) = self
             .conn
-            .query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |row| Ok((row.get(1)?, row.get(2)?)))
+            .query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+            })
             .map_err(|e| self.failed(&e))?;
-        if log == copied {
+        if busy == 0 && log >= 0 && log == copied {
             return Ok(());
         }
         let why = "a sync failed, and a reader keeps it from being written anew".to_owned();
@@ -364,6 +374,10 @@ fn recover(path: &Path, verifier: &str) -> Result<(), StoreError> {
         return Ok(());
     }
     let conn = connect(path).map_err(failed)?;
+    let found: i64 = conn.query_row("PRAGMA user_version", (), |row| row.get(0)).map_err(failed)?;
+    if found > SCHEMA_VERSION {
+        return Err(StoreError::NewerSchema { place: place.to_string(), found });
+    }
     let sql = "SELECT size, epoch FROM audit_head WHERE id = 1";
     let head = conn.query_row(sql, (), |row| Ok((row.get(0)?, row.get(1)?))).optional();
     // Whoever opens the log says what is wrong with one that has no head.
@@ -375,8 +389,9 @@ fn recover(path: &Path, verifier: &str) -> Result<(), StoreError> {
     let entries: usize = batches.iter().map(|batch| batch.rows.len()).sum();
     tracing::info!(place = %place, entries, "moving what was left in the redo log into the database");
     let mut tables = Tables::new(path, conn, epoch)?;
-    tables.commit(&batches)?;
-    tables.sync()
+    let moved = tables.commit(&batches).and_then(|()| tables.sync());
+    tables.flusher.stop();
+    moved
 }
 
 /// For readers: waits until the database has all that was durable when it was called. What nobody writes any more is
@@ -393,8 +408,14 @@ pub(crate) fn catch_up(path: &Path) -> Result<(), StoreError> {
             let sql = "SELECT size, verifier FROM audit_head WHERE id = 1";
             conn.query_row(sql, (), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))
         });
-        // What is wrong with the database will be said by whoever reads on.
-        let Ok((has, verifier)) = head else { return Ok(()) };
+        let (has, verifier) = match head {
+            Ok(head) => head,
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {
+                return Err(StoreError::sqlite(&Location::Sqlite(path.to_owned()), &error));
+            }
+            // What is wrong with the database will be said by whoever reads on.
+            Err(_) => return Ok(()),
+        };
         if unsigned(has) >= size {
             return Ok(());
         }
@@ -421,6 +442,19 @@ pub(crate) fn catch_up(path: &Path) -> Result<(), StoreError> {
     }
 }
 
+/// Takes the writer's lock, for which a reader that moves what was left is waited for.
+fn lock_soon(path: &Path) -> Result<File, StoreError> {
+    let until = Instant::now() + Duration::from_secs(1);
+    loop {
+        match lock(path) {
+            Err(StoreError::Locked { .. }) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            taken => return taken,
+        }
+    }
+}
+
 /// The writer's side of a SQLite log.
 #[derive(Debug)]
 pub(crate) struct SqliteStore {
@@ -435,7 +469,7 @@ pub(crate) struct SqliteStore {
 impl SqliteStore {
     /// Opens the log for writing, creating it if the file is absent or empty.
     pub(crate) fn open(path: &Path, verifier: &str, source: &str) -> Result<Self, StoreError> {
-        let lock = lock(path)?;
+        let lock = lock_soon(path)?;
         prepare_file(path, verifier)?;
         let held = Held::new(path)?;
         let place = Location::Sqlite(path.to_owned());
@@ -451,6 +485,7 @@ impl SqliteStore {
         let mut tables = Tables::new(path, conn, epoch)?;
         tables.sync()?;
         let redo = Arc::new(Redo::open(path, verifier, source, size)?);
+        held.follow(&redo);
         let tables = Arc::new(Mutex::new(tables));
         let mover = Mover::start(Arc::clone(&redo), Arc::clone(&tables)).map_err(|error| {
             let why = format!("cannot start the thread that fills its tables: {error}");
@@ -465,7 +500,7 @@ impl SqliteStore {
 
     /// Starts over after a failure. What is durable is moved; what was written and not synced is gone.
     pub(crate) fn reconnect(&self) -> Result<(), StoreError> {
-        self.redo.settle()?;
+        self.redo.drain()?;
         let mut tables = self.tables.lock();
         tables.reconnect()?;
         if self.redo.is_unsure() {
@@ -487,7 +522,7 @@ impl SqliteStore {
 
     /// Erases salts for good: overwritten in the database, and gone from the write-ahead log and the redo log.
     pub(crate) fn erase_salts(&self, indices: &[u64]) -> Result<u64, StoreError> {
-        self.redo.settle()?;
+        self.redo.drain()?;
         let mut tables = self.tables.lock();
         let erased =
             tables.delete_salts(indices).map_err(|e| StoreError::sqlite(&self.place, &e))?;
@@ -499,13 +534,13 @@ impl SqliteStore {
     /// Deletes the entries below `below` and their salts, and checkpoints that a later one covers. The
     /// head, the tiles and the last entries stay, so that the chain goes on.
     pub(crate) fn forget(&self, below: u64) -> Result<(), StoreError> {
-        self.redo.settle()?;
+        self.redo.drain()?;
         self.tables.lock().forget(below).map_err(|e| StoreError::sqlite(&self.place, &e))
     }
 
     /// Leaves one whole database file behind, as far as readers let it.
     pub(crate) fn close(mut self) {
-        let settled = self.redo.settle();
+        let settled = self.redo.drain();
         self.mover.stop();
         let mut tables = self.tables.lock();
         tables.flusher.stop();

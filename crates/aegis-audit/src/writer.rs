@@ -25,7 +25,6 @@ use crate::journal::{AppendError, Command, Committed, Counters, Options, Pending
 use crate::note::Signer;
 use crate::postgres::PostgresStore;
 use crate::read::Reader;
-use crate::redo::Redo;
 use crate::sqlite::SqliteStore;
 use crate::store::{Batch, Location, Row, SourceHead, StoreError, Tree};
 use crate::writer::durable::{Announcer, Durable, Written};
@@ -66,18 +65,10 @@ impl Store {
     }
 
     /// Waits until the tables have what is durable.
-    fn settle(&self) -> Result<(), StoreError> {
+    fn drain(&self) -> Result<(), StoreError> {
         match self {
-            Self::Sqlite(store) => store.redo().settle(),
+            Self::Sqlite(store) => store.redo().drain(),
             Self::Postgres(_) => Ok(()),
-        }
-    }
-
-    /// What its readers wait for.
-    fn redo(&self) -> Option<Arc<Redo>> {
-        match self {
-            Self::Sqlite(store) => Some(Arc::clone(store.redo())),
-            Self::Postgres(_) => None,
         }
     }
 
@@ -115,7 +106,6 @@ impl Store {
 pub(crate) struct Started {
     pub(crate) head: watch::Receiver<Head>,
     pub(crate) checkpoint: watch::Receiver<Arc<str>>,
-    pub(crate) redo: Option<Arc<Redo>>,
     pub(crate) thread: std::thread::JoinHandle<()>,
 }
 
@@ -144,12 +134,12 @@ pub(crate) async fn start(
         })
         .map_err(|error| failed(format!("cannot start its writer thread: {error}")))?;
     let ended = || failed("its writer ended while starting".into());
-    let (head, checkpoint, redo) = opened.await.map_err(|_| ended())??;
-    Ok(Started { head, checkpoint, redo, thread })
+    let (head, checkpoint) = opened.await.map_err(|_| ended())??;
+    Ok(Started { head, checkpoint, thread })
 }
 
 /// What its callers see of a log.
-type Seen = (watch::Receiver<Head>, watch::Receiver<Arc<str>>, Option<Arc<Redo>>);
+type Seen = (watch::Receiver<Head>, watch::Receiver<Arc<str>>);
 type Ready = oneshot::Sender<Result<Seen, StoreError>>;
 
 async fn main(
@@ -259,7 +249,7 @@ impl Writer {
                 (Store::Postgres(Box::new(store)), options.saved_checkpoint)
             }
         };
-        let reader = Reader::open(&place).await?.following(store.redo());
+        let reader = Reader::open(&place).await?;
         let tree = reader.tree().await?;
         let chain = reader.source(&options.source).await?;
         let signed =
@@ -303,8 +293,7 @@ impl Writer {
             checkpoint,
         };
         writer.opened().await?;
-        let redo = writer.store.redo();
-        Ok((writer, (head_seen, checkpoint_seen, redo)))
+        Ok((writer, (head_seen, checkpoint_seen)))
     }
 
     /// Records that the journal was opened, and whether it had been closed in order.
@@ -381,7 +370,8 @@ impl Writer {
 
     async fn erase_salts(&mut self, indices: &[u64]) -> Result<u64, AppendError> {
         self.settle().map_err(AppendError::Store)?;
-        self.store.erase_salts(indices).await.map_err(|e| AppendError::Store(Arc::new(e)))
+        let erased = self.store.erase_salts(indices).await;
+        erased.inspect_err(|error| self.failed(error)).map_err(|e| AppendError::Store(Arc::new(e)))
     }
 
     async fn finish(&mut self) -> Result<(), AppendError> {
@@ -410,7 +400,11 @@ impl Writer {
         self.refresh().await?;
         self.settle().map_err(Arc::unwrap_or_clone)?;
         // A checkpoint covers what a copy of the database would have.
-        self.store.settle().inspect_err(|error| self.failed(error))?;
+        if let Err(error) = self.store.drain() {
+            // Appends go on: what is durable is not lost.
+            self.fenced |= matches!(error, StoreError::Fenced { .. });
+            return Err(error);
+        }
         let head = self.tree.head();
         let place = self.place.to_string();
         if head.size < self.signed {

@@ -4,6 +4,10 @@
 
 use std::{fmt, str::FromStr};
 
+/// The most that one agent is registered for, or one link of a delegation lends. Who shows more is refused: each
+/// decision compares them.
+pub const MAX_CAPABILITIES: usize = 256;
+
 /// A grant of the form `action:resource`, such as `call:sqlite/read_query` or `read:files/**`.
 ///
 /// The action is one word or `*`. The resource is segments separated by `/`; a segment `*` stands

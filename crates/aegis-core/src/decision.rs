@@ -188,7 +188,8 @@ reasons! {
     AgentQuarantined "agent_quarantined" "The agent is quarantined.";
     ManifestRefused "manifest_refused" "The manifest that the peer's sidecar has shown on this connection does not hold, or it has shown none.";
     DelegationInvalid "delegation_invalid" "The delegation chain does not hold.";
-    DelegationEnded "delegation_ended" "The delegation on which it acts is over, or somebody in its chain has been stopped.";
+    DelegationEnded "delegation_ended" "The delegation on which it acts is over, or somebody in its chain has been stopped or may do less than before.";
+    DelegationInsufficient "delegation_insufficient" "What was lent to the agent does not cover it, though its own identity may.";
     IntentInvalid "intent_invalid" "The intent is not valid for this action.";
     ServerUnknown "server_unknown" "No AgentUpstream has this name.";
     ToolUnknown "tool_unknown" "The server has no tool of this name.";

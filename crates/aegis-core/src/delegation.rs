@@ -45,9 +45,17 @@ pub enum InvalidDelegation {
     /// An agent appears twice.
     #[error("link {0} delegates to an agent that is already in the chain")]
     Cycle(usize),
-    /// More than the delegator holds.
-    #[error("link {link} grants `{capability}`, which its delegator does not hold")]
+    /// More than the link before.
+    #[error("link {link} grants `{capability}`, which was not lent to its delegator")]
     Widened {
+        /// Which.
+        link: usize,
+        /// What.
+        capability: Capability,
+    },
+    /// More than the delegator is registered for, perhaps no longer.
+    #[error("link {link} grants `{capability}`, for which its delegator is not registered")]
+    Unheld {
         /// Which.
         link: usize,
         /// What.
@@ -91,6 +99,7 @@ impl InvalidDelegation {
             Self::Broken(_) => "broken",
             Self::Cycle(_) => "cycle",
             Self::Widened { .. } => "widened",
+            Self::Unheld { .. } => "unheld",
             Self::Empty(_) => "empty",
             Self::Expired(_) => "expired",
             Self::Outlives(_) => "outlives",
@@ -181,8 +190,12 @@ pub fn verify_chain(
         for capability in &link.capabilities {
             let one = std::slice::from_ref(capability);
             let lent = before.is_none_or(|before| holds_all(&before.capabilities, one));
-            if !lent || !holds_all(&own, one) {
-                return Err(InvalidDelegation::Widened { link: i, capability: capability.clone() });
+            let capability = capability.clone();
+            if !lent {
+                return Err(InvalidDelegation::Widened { link: i, capability });
+            }
+            if !holds_all(&own, one) {
+                return Err(InvalidDelegation::Unheld { link: i, capability });
             }
         }
         if !verify(&link.delegator, &link.signed_bytes(), &link.signature) {
@@ -273,7 +286,7 @@ mod tests {
                 l.remove(0);
                 (l[0].previous, l[0].delegator) = (None, agent("narrow"));
             }),
-            InvalidDelegation::Widened { link: 0, .. }
+            InvalidDelegation::Unheld { link: 0, .. }
         ));
         assert_eq!(
             broken(|l| l[1].not_after = Timestamp::from_secs(50)),

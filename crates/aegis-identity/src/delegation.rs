@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use aegis_core::{
     AgentId, Timestamp,
-    capability::Capability,
+    capability::{Capability, MAX_CAPABILITIES},
     delegation::{InvalidDelegation, Link, MAX_DEPTH, verify_chain as verify_links},
 };
 use base64::{
@@ -105,6 +105,9 @@ pub fn read_delegation(token: &str) -> Result<Vec<SignedLink>, InvalidDelegation
         serde_json::from_slice(&bytes).map_err(|_| InvalidDelegation::Malformed)?;
     if links.is_empty() || links.len() > MAX_DEPTH {
         return Err(InvalidDelegation::Depth(links.len()));
+    }
+    if links.iter().any(|one| one.link.capabilities.len() > MAX_CAPABILITIES) {
+        return Err(InvalidDelegation::Malformed);
     }
     Ok(links)
 }

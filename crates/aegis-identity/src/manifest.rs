@@ -7,7 +7,7 @@
 
 use aegis_core::{
     AgentId, Digest, Sponsor, Timestamp,
-    capability::Capability,
+    capability::{Capability, MAX_CAPABILITIES},
     manifest::{Manifest, ManifestError},
 };
 use rustls::{ConnectionCommon, pki_types::CertificateDer};
@@ -129,6 +129,9 @@ fn parse(token: &str) -> Result<Jws<'_>, ManifestError> {
 
 fn manifest_in(jws: &Jws<'_>) -> Result<Manifest, ManifestError> {
     let claims: Claims = jws.claims()?;
+    if claims.capabilities.len() > MAX_CAPABILITIES {
+        return Err(ManifestError::TooLarge);
+    }
     Ok(Manifest {
         agent: claims.iss,
         sponsor: claims.sponsor,

@@ -202,8 +202,13 @@ fn refused_outright(
     }
     // What was registered when an exchange was opened may have been narrowed since.
     let holds = |held: &[Capability]| held.is_empty() || covers(held, request.action);
-    if !holds(&principal.capabilities) || !holds(&registered.capabilities) {
+    if !holds(&registered.capabilities) {
         return Some(Reason::CapabilityMissing);
+    }
+    if !holds(&principal.capabilities) {
+        // Who lends something of no use must not harm the trust of who takes it.
+        let lent = !principal.delegation.is_empty();
+        return Some(if lent { Reason::DelegationInsufficient } else { Reason::CapabilityMissing });
     }
     None
 }

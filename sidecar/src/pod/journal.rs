@@ -152,7 +152,7 @@ async fn ship_left(
     if *told.borrow() < size {
         return Ok(());
     }
-    for suffix in ["", "-wal", "-shm", ".lock", ".checkpoint", ".redo0", ".redo1"] {
+    for suffix in [".redo0", ".redo1", "", "-wal", "-shm", ".lock", ".checkpoint"] {
         let mut name = path.as_os_str().to_owned();
         name.push(suffix);
         let _ = fs::remove_file(PathBuf::from(name));

@@ -116,7 +116,7 @@ async fn what_an_agent_lends_is_carried_checked_and_shrinks() {
     assert_eq!(decided(&rival).await.pop().unwrap(), for_buyer("policy_allowed"));
     let before = rival_app.count("tools/call");
     let (_, said) = ask(&calc_out, message("other", &acts)).await;
-    assert_eq!(reason(&said), "capability_missing", "{said}");
+    assert_eq!(reason(&said), "delegation_insufficient", "{said}");
     // The callee's policies see on whose behalf it is.
     let (_, said) = ask(&calc_out, message("own", &acts)).await;
     assert_ne!(said["result"]["content"], json!([]), "{said}");
@@ -133,7 +133,11 @@ async fn what_an_agent_lends_is_carried_checked_and_shrinks() {
     let names: Vec<_> = chain.iter().map(|one| one.link.delegator.name().to_owned()).collect();
     assert_eq!(names, ["buyer", "calc"]);
     let (_, said) = ask(&rival_out, message("echo", &[("x-aegis-delegation", &second)])).await;
-    assert_eq!(reason(&said), "capability_missing", "of the calculator nothing was lent: {said}");
+    assert_eq!(
+        reason(&said),
+        "delegation_insufficient",
+        "of the calculator nothing was lent: {said}"
+    );
     assert_eq!(decided(&rival_out).await.pop().unwrap().1, json!([AGENT, SERVER]));
     // What was lent to one is of no use to another.
     let (_, said) = ask(&rival_out, message("echo", &acts)).await;
@@ -252,7 +256,7 @@ async fn a_chain_that_does_not_hold_is_refused_and_on_record() {
         ("malformed", "garbage".to_owned()),
         ("malformed", "A".repeat(30_000)),
         ("expired", chain(&[from(&rival, OTHER, AGENT, echo, past)])),
-        ("widened", chain(&[from(&rival, OTHER, AGENT, &["call:**"], soon)])),
+        ("unheld", chain(&[from(&rival, OTHER, AGENT, &["call:**"], soon)])),
         ("widened", after(from(&evil, NAMESAKE, OTHER, &["call:calc/other"], soon))),
         ("empty", chain(&[from(&rival, OTHER, AGENT, &[], soon)])),
         (
@@ -274,7 +278,9 @@ async fn a_chain_that_does_not_hold_is_refused_and_on_record() {
     let mut sender = rogue(&mesh, &source).await;
     for (problem, token) in refused {
         let said = send(&mut sender, "echo", "x-aegis-delegation", &token).await;
-        let expected = if problem == "expired" { "delegation_ended" } else { "delegation_invalid" };
+        // Faults that are the lenders' do not count against who holds it.
+        let lenders = ["expired", "unheld", "unregistered", "svid"].contains(&problem);
+        let expected = if lenders { "delegation_ended" } else { "delegation_invalid" };
         assert_eq!(said, expected, "{problem}");
         let last = mesh.server.entries().await.pop().unwrap();
         assert_eq!(last.detail["delegation"]["problem"], problem);
@@ -292,7 +298,7 @@ async fn a_chain_that_does_not_hold_is_refused_and_on_record() {
     assert_eq!(last, (AGENT.into(), json!([OTHER]), "policy_allowed".into()));
     assert_eq!(
         send(&mut sender, "other", "x-aegis-delegation", &token).await,
-        "capability_missing"
+        "delegation_insufficient"
     );
 }
 
