@@ -188,8 +188,12 @@ impl Redo {
             if let Some(unsure) = &state.unsure {
                 return Err(unsure.clone());
             }
-            let fenced = matches!(state.failure, Some(StoreError::Fenced { .. }));
-            if state.bytes <= MAX_UNMOVED && !fenced {
+            // On a full disk more of what cannot be moved would take the room that moving it needs.
+            let hopeless = matches!(
+                state.failure,
+                Some(StoreError::Fenced { .. } | StoreError::DiskFull { .. })
+            );
+            if state.bytes <= MAX_UNMOVED && !hopeless {
                 break;
             }
             if let Some(failure) = self.stuck(&state) {

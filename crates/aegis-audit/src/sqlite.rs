@@ -191,7 +191,16 @@ impl Tables {
         if self.flusher.pending() > FLUSH_BY_FORCE {
             self.flusher.flush_on(&self.conn);
         }
-        match self.write(batches) {
+        let mut written = self.write(batches);
+        if written
+            .as_ref()
+            .is_err_and(|error| error.sqlite_error_code() == Some(ErrorCode::DiskFull))
+        {
+            // Once it is copied, the write-ahead log need not get longer.
+            self.flusher.flush_on(&self.conn);
+            written = self.write(batches);
+        }
+        match written {
             Ok(true) => {
                 let rows = batches.iter().flat_map(|batch| &batch.rows);
                 let bytes: usize = rows.map(|row| row.body.len() + 400).sum();
@@ -202,12 +211,7 @@ impl Tables {
             Err(error) => {
                 // What it names may have been rolled back.
                 self.sources.clear();
-                let error = self.failed(&error);
-                if matches!(error, StoreError::DiskFull { .. }) {
-                    // Once it is copied, the write-ahead log need not get longer.
-                    self.flusher.flush_on(&self.conn);
-                }
-                Err(error)
+                Err(self.failed(&error))
             }
         }
     }

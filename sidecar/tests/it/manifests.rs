@@ -74,6 +74,19 @@ async fn decided(pod: &Pod) -> Vec<Entry> {
     all.into_iter().filter(|entry| entry.kind == Kind::Decision).collect()
 }
 
+/// A decision by its number: the peer is told before it is on record.
+async fn nth(pod: &Pod, number: usize) -> Entry {
+    let there = async {
+        loop {
+            if let Some(entry) = decided(pod).await.into_iter().nth(number) {
+                return entry;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, there).await.unwrap()
+}
+
 /// The manifest that the last call of a tool came with, as the server's sidecar has recorded it.
 async fn recorded(mesh: &Mesh) -> Value {
     let calls = decided(&mesh.server).await;
@@ -172,14 +185,14 @@ async fn a_manifest_that_does_not_hold_is_refused_and_on_record() {
     refused.push(("absent", Box::new(|_, _| Vec::new())));
     // What the server's sidecar has shown is not taken back from whom it was shown to.
     refused.push(("signature", Box::new(move |_, _| theirs.clone())));
-    for (problem, made) in refused {
+    for (number, (problem, made)) in refused.into_iter().enumerate() {
         let mut stream = open(&mesh, &source, &[MESH_PROTOCOL]).await.unwrap();
         let shown = made(&good(&stream), &svid);
         let said = show(&mut stream, &shown).await;
         assert!(!matches!(said, Ok(Some(_))), "{problem}: taken");
         let ended = tokio::time::timeout(PATIENCE, stream.read(&mut [0; 1])).await.unwrap();
         assert!(!matches!(ended, Ok(count) if count > 0), "{problem}: it is answered");
-        let last = decided(&mesh.server).await.pop().unwrap();
+        let last = nth(&mesh.server, number).await;
         assert_eq!(last.reason.as_deref(), Some("manifest_refused"), "{problem}");
         assert_eq!(last.agent_id.as_deref(), Some(AGENT));
         assert_eq!(last.detail["manifest"]["problem"], problem);
