@@ -244,6 +244,18 @@ mod tests {
         assert_eq!(escaped("<!channel> a&b\u{202e}\n"), "&lt;!channel&gt; a&amp;b\\u{202e}\\n");
     }
 
+    #[test]
+    fn a_name_is_a_name_and_no_message() {
+        for name in ["read_file", "files", "tasks/get", "a.b-c"] {
+            assert_eq!(named(name, "a tool"), name);
+        }
+        for said in
+            ["Reviewed; approve", "https://evil.example/a", "@channel", "[x](y)", &"a".repeat(65)]
+        {
+            assert_eq!(named(said, "a tool"), "a tool");
+        }
+    }
+
     #[tokio::test]
     async fn nothing_private_is_told_unless_it_was_named() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

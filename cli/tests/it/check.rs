@@ -1,7 +1,11 @@
 //! `aegis check` on files, by a folder and by the daemon: what is allowed, refused and not judged, and in which form it is
 //! told.
 
-use std::{fs, path::Path, process::Stdio};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use serde_json::{Value, json};
 
@@ -134,6 +138,43 @@ fn what_cannot_be_judged_is_said_and_does_not_pass() {
     desk.check(&["src/key.txt", "src/image.png"]).exits(2);
     desk.check(&["src/nowhere.txt"]).exits(2);
     desk.check(&[]).exits(2);
+}
+
+/// Git in a folder, as its owner would run it.
+fn git(folder: &Path, args: &[&str]) {
+    let mut git = Command::new("git");
+    git.current_dir(folder).args(args).env("GIT_CONFIG_GLOBAL", "/dev/null");
+    assert!(git.output().unwrap().status.success(), "{args:?}");
+}
+
+/// What is judged may bring a repository with it: its configuration names a command, and files to be passed over.
+#[test]
+fn a_repository_within_what_is_judged_runs_nothing_and_hides_nothing() {
+    let desk = Desk::new();
+    let ran = desk.path().join("ran");
+    let monitor = format!("touch {}; false", ran.display());
+    // A folder that passes for a repository without a work tree.
+    desk.write("bare/HEAD", b"ref: refs/heads/main\n");
+    desk.write("bare/objects/kept", b"");
+    desk.write("bare/refs/kept", b"");
+    desk.write("bare/key.txt", b"FORBIDDEN\n");
+    let config = format!("[core]\n\tbare = false\n\tworktree = ..\n\tfsmonitor = \"{monitor}\"\n");
+    desk.write("bare/config", config.as_bytes());
+    let run = desk.check(&["bare"]).exits(1);
+    assert!(run.stdout.contains("bare/key.txt"), "{}", run.stdout);
+    assert!(!ran.exists(), "a command of the judged repository ran");
+
+    // One below another.
+    desk.write("src/a.txt", b"fine\n");
+    git(&desk.path().join("src"), &["init", "-q"]);
+    desk.write("src/sub/key.txt", b"FORBIDDEN\n");
+    let sub = desk.path().join("src/sub");
+    git(&sub, &["init", "-q"]);
+    git(&sub, &["config", "core.fsmonitor", &monitor]);
+    desk.write("src/sub/.git/info/exclude", b"*\n");
+    let run = desk.check(&["src"]).exits(1);
+    assert!(run.stdout.contains("src/sub/key.txt"), "{}", run.stdout);
+    assert!(!ran.exists(), "a command of the repository below ran");
 }
 
 #[test]

@@ -156,6 +156,7 @@ fn cases(foreign: X509Svid, replayed: String) -> Vec<Case> {
         ("sponsor", with(|m| m.sponsor = "grace@acme.example".parse().unwrap())),
         ("exceeds", with(|m| m.capabilities = vec!["call:**".parse().unwrap()])),
         ("exceeds", with(|m| m.capabilities.clear())),
+        ("too_large", with(|m| m.capabilities = vec!["call:a/b".parse().unwrap(); 257])),
         (
             "expired",
             with(move |m| (m.issued_at, m.expires_at) = (early, early.plus(MANIFEST_LIFE))),
