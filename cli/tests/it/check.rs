@@ -158,7 +158,9 @@ fn a_repository_within_what_is_judged_runs_nothing_and_hides_nothing() {
     desk.write("bare/objects/kept", b"");
     desk.write("bare/refs/kept", b"");
     desk.write("bare/key.txt", b"FORBIDDEN\n");
-    let config = format!("[core]\n\tbare = false\n\tworktree = ..\n\tfsmonitor = \"{monitor}\"\n");
+    let config = format!(
+        "[core]\n\trepositoryformatversion = 0\n\tbare = false\n\tworktree = ..\n\tfsmonitor = \"{monitor}\"\n"
+    );
     desk.write("bare/config", config.as_bytes());
     let run = desk.check(&["bare"]).exits(1);
     assert!(run.stdout.contains("bare/key.txt"), "{}", run.stdout);
